@@ -1,0 +1,9 @@
+"""Errors that end in one line for the person at the terminal."""
+
+
+class UserError(Exception):
+    """Bad input: a wrong key, value or file.
+
+    The message is one line that names the file, line or config key, says what was found and what is allowed.
+    Commands print it to stderr and exit with status 2.
+    """

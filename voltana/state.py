@@ -1,0 +1,82 @@
+"""The border between a world and a policy: what a policy is shown and what it answers.
+
+Everything here is immutable and holds plain numbers that a live system can know: telemetry of the instance, counts
+that the router keeps of what it sent itself. Times are seconds since the start of the run; there is no wall clock.
+A request's output length is not here, because nobody knows it before the request ends.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+Phase = Literal["prefill", "decode"]
+
+
+@dataclass(frozen=True, slots=True)
+class LoadSnapshot:
+    """One instance at an iteration boundary, as its telemetry shows it.
+
+    `batch_size` is 0 when the instance idles: then the controller is asked because it wished to be
+    (`Decision.ask_again_s`), not because there is work.
+    """
+
+    time_s: float
+    clock_mhz: int
+    """The clock last commanded."""
+    batch_size: int
+    """Requests in the iteration about to run."""
+    batch_tokens: int
+    """Prefill: prompt tokens the iteration computes. Decode: KV tokens held by the batch."""
+    queued: int
+    """Requests at this instance that are not in the batch."""
+    longest_wait_s: float
+    """Longest time since arrival among the requests of the batch (prefill; 0 in decode)."""
+    arrived_requests: int
+    """Requests that ever reached this instance."""
+    arrived_tokens: int
+    """Prompt tokens that ever reached this instance."""
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What a frequency controller answers."""
+
+    clock_mhz: int
+    ask_again_s: float | None = None
+    """Ask again after this many seconds even if the instance idles; None: at its next iteration."""
+
+
+@dataclass(frozen=True, slots=True)
+class RequestInfo:
+    """A request as a router sees it."""
+
+    request_id: int
+    arrival_s: float
+    prompt_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class InstanceLoad:
+    """A candidate instance as a router sees it: last telemetry plus what the router has sent since."""
+
+    clock_mhz: int
+    requests: int
+    """Running, queued, or on their way."""
+    tokens: int
+    """Prefill: prompt tokens not yet computed. Decode: KV tokens held or on their way."""
+
+
+class FrequencyController(Protocol):
+    """Chooses the SM clock of one instance (all GPUs of its TP group together)."""
+
+    def decide(self, load: LoadSnapshot) -> Decision:
+        """Answer just before an iteration, or when the last answer asked to be asked again."""
+        ...
+
+
+class Router(Protocol):
+    """Chooses the instance that takes a request."""
+
+    def route(self, request: RequestInfo, candidates: Sequence[InstanceLoad]) -> int:
+        """Return the index of the chosen candidate."""
+        ...
