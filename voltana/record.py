@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -201,13 +202,19 @@ def _parse(path: Path, parse: Any) -> Mapping[str, Any]:
 
 
 def _read(path: Path) -> pd.DataFrame:
-    try:
-        frame = pq.read_table(path).to_pandas()
-    except (pa.ArrowException, OSError) as error:
-        raise UserError(f"{path}: cannot be read: {' '.join(str(error).split())}") from error
+    with _readable(path):
+        frame: pd.DataFrame = pq.read_table(path).to_pandas()
     for name in frame.columns[frame.dtypes == "category"]:
         frame[name] = frame[name].astype(object)
     return frame
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (pa.ArrowException, OSError) as error:
+        raise UserError(f"{path}: cannot be read: {' '.join(str(error).split())}") from error
 
 
 def find_records(folders: Sequence[str | Path]) -> list[RunRecord]:
@@ -238,4 +245,6 @@ def _order(part: str) -> tuple[bool, int, str]:
 
 def iterate(record: RunRecord, table: str, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
     """Stream the named columns of a table (`REQUESTS` or `INSTANCES`) without loading it whole."""
-    yield from pq.ParquetFile(record.folder / table).iter_batches(columns=list(columns))
+    path = record.folder / table
+    with _readable(path), pq.ParquetFile(path) as file:
+        yield from file.iter_batches(columns=list(columns))

@@ -13,6 +13,14 @@ Phase = Literal["prefill", "decode"]
 
 
 @dataclass(frozen=True, slots=True)
+class Slo:
+    """Latency objectives: time to first token, and mean inter-token latency of a request."""
+
+    ttft_s: float
+    itl_s: float
+
+
+@dataclass(frozen=True, slots=True)
 class LoadSnapshot:
     """One instance at an iteration boundary, as its telemetry shows it.
 
@@ -29,6 +37,8 @@ class LoadSnapshot:
     """Prefill: prompt tokens the iteration computes. Decode: KV tokens held by the batch."""
     queued: int
     """Requests at this instance that are not in the batch."""
+    queued_tokens: int
+    """Prompt tokens of those."""
     longest_wait_s: float
     """Longest time since arrival among the requests of the batch (prefill; 0 in decode)."""
     arrived_requests: int

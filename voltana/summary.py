@@ -15,14 +15,7 @@ from typing import Any
 import numpy as np
 
 from voltana.record import COMPLETED, FAILED, RequestRow
-
-
-@dataclass(frozen=True, slots=True)
-class Slo:
-    """Latency objectives."""
-
-    ttft_s: float
-    itl_s: float
+from voltana.state import Slo
 
 
 @dataclass

@@ -1,0 +1,43 @@
+# The two commands a newcomer needs: make demo, make test. Each makes the environment it runs in.
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+READY  := $(VENV)/.ready
+DEV    := $(VENV)/.ready-dev
+DEMO   ?= outputs/demo
+RATES  ?= 50,55,60,65,70,75,80,85,90,95,100
+DURATION ?= 120
+
+.PHONY: demo test lint types check clean
+
+demo: $(READY)  ## sweep the paper's policies over request rates, compare, draw
+	$(BIN)/voltana-sim -m model=llama31_8b trace=sharegpt policy=static_max,static_1005,voltana rps=$(RATES) \
+	    duration_s=$(DURATION) hydra.sweep.dir=$(DEMO)/runs
+	$(BIN)/voltana-compare runs=$(DEMO)/runs baseline=static_max columns=short csv=$(DEMO)/comparison.csv
+	$(BIN)/voltana-plot runs=$(DEMO)/runs figure=curves out=$(DEMO)/curves.png
+
+test: $(DEV)  ## all tests
+	$(BIN)/python -m pytest -n 2
+
+lint: $(DEV)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(DEV)
+	$(BIN)/mypy voltana sim live traces analysis
+
+check: lint types test
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(READY): pyproject.toml constraints.txt | $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .
+	@touch $@
+
+$(DEV): pyproject.toml constraints.txt | $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@ $(READY)
+
+clean:
+	rm -rf $(VENV) outputs build *.egg-info

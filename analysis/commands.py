@@ -1,0 +1,97 @@
+"""The console scripts `voltana-compare` and `voltana-plot`."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from voltana.cli import hydra_command
+from voltana.errors import UserError
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+    from rich.console import Console
+    from rich.table import Table
+
+_PLAIN_WIDTH = 120
+
+
+def _compare(config: DictConfig) -> None:
+    from analysis import tables
+    from analysis.runs import folders_of, load_runs
+
+    options = _options(config)
+    columns = tables.columns_option(options["columns"])
+    runs = load_runs(folders_of(options["runs"]))
+    comparison = tables.compare(runs, str(options["baseline"]))
+    notes = list(comparison.notes)
+    if options["csv"] is not None:
+        notes.append(_write("csv", options["csv"], tables.csv_text(comparison)))
+    if options["markdown"] is not None:
+        notes.append(_write("markdown", options["markdown"], tables.markdown(comparison, columns)))
+    _print_table(tables.caption(runs), tables.rich_table(comparison, columns), notes)
+
+
+def _plot(config: DictConfig) -> None:
+    from analysis import figures
+    from analysis.runs import folders_of, load_runs
+
+    options = _options(config)
+    kind = options["figure"]
+    if kind not in ("curves", "timeline"):
+        raise UserError(f"figure: found {kind}, allowed: curves, timeline")
+    out = figures.output_path(str(options["out"]))
+    runs = load_runs(folders_of(options["runs"]))
+    if kind == "timeline":
+        figure = figures.timeline(runs, options["window"])
+    else:
+        figure = figures.curves(runs, options["published"])
+    figures.save(figure, out)
+    print(f"Wrote {out}")
+
+
+def _options(config: DictConfig) -> dict[str, Any]:
+    from omegaconf import OmegaConf
+
+    options = OmegaConf.to_container(config, resolve=True)
+    assert isinstance(options, dict)
+    return {str(key): value for key, value in options.items()}
+
+
+def _print_table(caption: str, table: Table, notes: list[str]) -> None:
+    from rich.console import Console
+
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console = Console(highlight=False, width=max(_PLAIN_WIDTH, _natural_width(console, table)))
+    try:
+        console.print(caption, soft_wrap=True, markup=False)
+        console.print()
+        console.print(table)
+        for note in ["", *notes] if notes else []:
+            console.print(note, soft_wrap=True, markup=False)
+        sys.stdout.flush()
+    except BrokenPipeError:  # the reader, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _natural_width(console: Console, table: Table) -> int:
+    from rich.measure import Measurement
+
+    return Measurement.get(console, console.options.update(max_width=10_000), table).maximum
+
+
+def _write(key: str, path: Any, text: str) -> str:
+    target = Path(str(path))
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_text(text)
+    except OSError as error:
+        raise UserError(f"{key}: {target}: {error.strerror}") from error
+    return f"Wrote {target}"
+
+
+compare = hydra_command("compare", _compare, program="voltana-compare")
+plot = hydra_command("plot", _plot, program="voltana-plot")

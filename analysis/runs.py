@@ -1,0 +1,204 @@
+"""Run records side by side: what was compared (policies) under what (settings), repeated how often (seeds).
+
+Which configuration keys make a setting is found from the records: those that vary, outside the policy and the
+seeds. A nested key that follows from the others (the tensor parallelism of a model, the rate inside the arrival
+process) says nothing new and is left out. Policies that carry the same name but differ in a parameter at the same
+setting are told apart by it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from voltana.errors import UserError
+from voltana.record import CONFIG, SUMMARY, RunRecord, find_records
+
+_GROUPS = ("source", "model", "gpu", "cluster", "trace", "arrival", "slo", "rps")
+_UNSET = "-"
+
+Value = str | int | float | bool | None
+Flat = dict[str, Value]
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run record and its place in the comparison."""
+
+    record: RunRecord
+    policy: str
+    setting: dict[str, Value]
+    seed: Value
+
+    def number(self, *path: str) -> float | None:
+        """A number of summary.json; None where the run could not know it."""
+        value: Any = self.record.summary
+        for depth, key in enumerate(path):
+            if not isinstance(value, Mapping) or key not in value:
+                raise UserError(f"{self.record.folder / SUMMARY}: missing key {'.'.join(path[: depth + 1])}")
+            value = value[key]
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
+            raise UserError(f"{self.record.folder / SUMMARY}: {'.'.join(path)}: found {value!r}, allowed: a number")
+        return value
+
+    def name(self, group: str) -> str:
+        """The chosen option of a configuration group, such as `model`."""
+        return str(_flatten(self.record.config).get(f"{group}.name", _UNSET))
+
+
+@dataclass(frozen=True)
+class RunSet:
+    """Runs and what they share."""
+
+    runs: list[Run]
+    keys: list[str]
+    """The configuration keys that make a setting, in the order to show them."""
+    shared: dict[str, Value]
+    """Names and numbers that all runs have in common."""
+    repeated: list[Path]
+    """Simulated runs left out because another one has the same configuration."""
+
+    def policies(self) -> list[str]:
+        """Every policy, in the order of the records."""
+        return list(dict.fromkeys(run.policy for run in self.runs))
+
+    def settings(self) -> list[dict[str, Value]]:
+        """Every setting, in order of its values."""
+        unique = {_identity(run.setting.values()): run.setting for run in self.runs}
+        return sorted(unique.values(), key=lambda setting: [_rank(value) for value in setting.values()])
+
+    def at(self, setting: Mapping[str, Value], policy: str) -> list[Run]:
+        """The repetitions of a policy at a setting."""
+        return [run for run in self.runs if run.policy == policy and run.setting == setting]
+
+
+def folders_of(runs: Any) -> list[str]:
+    """The `runs` option: a folder or a list of folders."""
+    folders = [runs] if isinstance(runs, str) else runs
+    if not isinstance(folders, Sequence) or not folders or not all(isinstance(name, str) for name in folders):
+        raise UserError(f"runs: found {runs!r}, allowed: a folder or a list of folders, runs=[a,b]")
+    return list(folders)
+
+
+def load_runs(folders: Sequence[str | Path]) -> RunSet:
+    """Read every finished run in or below the folders.
+
+    Raises:
+        UserError: a folder holds no record, or a record is malformed.
+    """
+    records = find_records(folders)
+    flats = [_flat_config(record) for record in records]
+    names = [_policy_name(record, flat) for record, flat in zip(records, flats, strict=True)]
+    keys = _setting_keys(flats)
+    settings = [{_label(key): flat.get(key) for key in keys} for flat in flats]
+    policies = _policy_labels(names, flats, settings)
+    runs: dict[tuple[str, ...], Run] = {}
+    repeated = []
+    for record, flat, setting, policy in zip(records, flats, settings, policies, strict=True):
+        run = Run(record, policy, setting, flat.get("seed"))
+        simulated = flat["source"] == "sim"
+        identity = (policy, *_identity(setting.values()), str(run.seed), "" if simulated else str(record.folder))
+        if identity in runs:
+            repeated.append(record.folder)
+        else:
+            runs[identity] = run
+    return RunSet(list(runs.values()), [_label(key) for key in keys], _shared(flats), repeated)
+
+
+def _flat_config(record: RunRecord) -> Flat:
+    return {"source": record.summary.get("source"), **_flatten(record.config)}
+
+
+def _flatten(config: Mapping[str, Any], prefix: str = "") -> Flat:
+    flat: Flat = {}
+    for key, value in config.items():
+        if isinstance(value, Mapping):
+            flat |= _flatten(value, f"{prefix}{key}.")
+        elif isinstance(value, str | int | float | bool | None):
+            flat[f"{prefix}{key}"] = value
+        else:
+            flat[f"{prefix}{key}"] = json.dumps(value, default=str)
+    return flat
+
+
+def _policy_name(record: RunRecord, flat: Flat) -> str:
+    name = flat.get("policy.name")
+    if not isinstance(name, str):
+        raise UserError(f"{record.folder / CONFIG}: policy.name: found {name!r}, allowed: the name of a policy")
+    return name
+
+
+def _setting_keys(flats: Sequence[Flat]) -> list[str]:
+    varying = [key for key in _all_keys(flats) if not _is_policy(key) and not _is_seed(key) and _varies(key, flats)]
+    chosen = [key for key in varying if "." not in _label(key)]
+    blocks = [_identity(flat.get(key) for key in chosen) for flat in flats]
+    nested = [key for key in varying if key not in chosen]
+    return sorted(chosen + _refining(nested, flats, blocks), key=_key_order)
+
+
+def _policy_labels(names: Sequence[str], flats: Sequence[Flat], settings: Sequence[dict[str, Value]]) -> list[str]:
+    blocks = [(name, *_identity(setting.values())) for name, setting in zip(names, settings, strict=True)]
+    parameters = [key for key in _all_keys(flats) if _is_policy(key) and not _is_seed(key)]
+    telling = _refining(parameters, flats, blocks)
+    labels = []
+    for name, flat in zip(names, flats, strict=True):
+        same_name = [other for other, other_name in zip(flats, names, strict=True) if other_name == name]
+        parts = [f"{key.removeprefix('policy.')}={flat.get(key)}" for key in telling if _varies(key, same_name)]
+        labels.append(" ".join([name, *parts]))
+    return labels
+
+
+def _refining(keys: Iterable[str], flats: Sequence[Flat], blocks: Sequence[tuple[str, ...]]) -> list[str]:
+    """The keys that split blocks of runs further, one after the other."""
+    kept = []
+    for key in keys:
+        split = [(*block, *_identity([flat.get(key)])) for block, flat in zip(blocks, flats, strict=True)]
+        if len(set(split)) > len(set(blocks)):
+            kept.append(key)
+            blocks = split
+    return kept
+
+
+def _shared(flats: Sequence[Flat]) -> dict[str, Value]:
+    return {
+        _label(key): flats[0][key]
+        for key in sorted(flats[0], key=_key_order)
+        if "." not in _label(key) and not _is_policy(key) and not _varies(key, flats) and flats[0][key] is not None
+    }
+
+
+def _all_keys(flats: Sequence[Flat]) -> Iterator[str]:
+    return iter(dict.fromkeys(key for flat in flats for key in flat))
+
+
+def _varies(key: str, flats: Sequence[Flat]) -> bool:
+    return len({_identity([flat.get(key)]) for flat in flats}) > 1
+
+
+def _is_policy(key: str) -> bool:
+    return key.startswith("policy.")
+
+
+def _is_seed(key: str) -> bool:
+    return key.endswith("seed")
+
+
+def _label(key: str) -> str:
+    return key.removesuffix(".name")
+
+
+def _key_order(key: str) -> tuple[int, str]:
+    label = _label(key)
+    return (_GROUPS.index(label) if label in _GROUPS else len(_GROUPS), label)
+
+
+def _identity(values: Iterable[Value]) -> tuple[str, ...]:
+    return tuple(repr(float(value)) if isinstance(value, int) else repr(value) for value in values)
+
+
+def _rank(value: Value) -> tuple[bool, float, str]:
+    number = float(value) if isinstance(value, int | float) else 0.0
+    return (not isinstance(value, int | float), number, str(value))

@@ -1,0 +1,256 @@
+"""The comparison of policies against a baseline, as rows of numbers and as text."""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from io import StringIO
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+from analysis.runs import Run, RunSet, Value
+from voltana.errors import UserError
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+Columns = Literal["short", "full"]
+
+ABSENT = "-"
+
+
+class Estimate(NamedTuple):
+    """The mean over repetitions and the half width of its 95 % confidence interval (None for a single run)."""
+
+    mean: float
+    ci95: float | None
+
+
+class Metric(NamedTuple):
+    """A column: where it is in summary.json and how it is shown."""
+
+    name: str
+    path: tuple[str, ...]
+    scale: float = 1.0
+    decimals: int = 1
+
+
+_ENERGY = ("energy_j", "total")
+
+METRICS = (
+    Metric("energy_kj", _ENERGY, 1e-3),
+    Metric("ttft_attainment_pct", ("ttft_attainment",), 100),
+    Metric("itl_attainment_pct", ("itl_attainment",), 100),
+    Metric("joint_attainment_pct", ("joint_attainment",), 100),
+    *(Metric(f"ttft_{q}_ms", ("ttft_ms", q), decimals=0) for q in ("p50", "p90", "p99")),
+    *(Metric(f"itl_{q}_ms", ("itl_ms", q)) for q in ("p50", "p90", "p99")),
+    Metric("energy_per_output_token_j", ("energy_per_output_token_j",), decimals=3),
+    Metric("requests_completed", ("requests", "completed"), decimals=0),
+    Metric("requests_failed", ("requests", "failed"), decimals=0),
+)
+SAVING = Metric("saving_pct", ())
+
+_DECIMALS = {metric.name: metric.decimals for metric in (*METRICS, SAVING)}
+
+_HEADERS: Mapping[Columns, Mapping[str, tuple[str, ...]]] = {
+    "short": {
+        "energy kJ": ("energy_kj",),
+        "saving %": ("saving_pct",),
+        "TTFT met %": ("ttft_attainment_pct",),
+        "ITL met %": ("itl_attainment_pct",),
+        "both met %": ("joint_attainment_pct",),
+        "TTFT p99 ms": ("ttft_p99_ms",),
+        "ITL p99 ms": ("itl_p99_ms",),
+    },
+    "full": {
+        "energy kJ": ("energy_kj",),
+        "saving %": ("saving_pct",),
+        "J/token": ("energy_per_output_token_j",),
+        "TTFT met %": ("ttft_attainment_pct",),
+        "ITL met %": ("itl_attainment_pct",),
+        "both met %": ("joint_attainment_pct",),
+        "TTFT ms p50/p90/p99": ("ttft_p50_ms", "ttft_p90_ms", "ttft_p99_ms"),
+        "ITL ms p50/p90/p99": ("itl_p50_ms", "itl_p90_ms", "itl_p99_ms"),
+        "done/failed": ("requests_completed", "requests_failed"),
+    },
+}
+
+
+@dataclass(frozen=True)
+class Row:
+    """A policy at a setting."""
+
+    setting: dict[str, Value]
+    policy: str
+    runs: int
+    values: dict[str, Estimate | None]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Every policy at every setting, the baseline first in each block."""
+
+    keys: list[str]
+    rows: list[Row]
+    notes: list[str]
+
+
+def columns_option(found: object) -> Columns:
+    """The `columns` option."""
+    if found == "short" or found == "full":
+        return found
+    raise UserError(f"columns: found {found}, allowed: {', '.join(_HEADERS)}")
+
+
+def compare(runs: RunSet, baseline: str) -> Comparison:
+    """Number the policies; the saving is that of energy against the baseline at the same setting and seed.
+
+    Raises:
+        UserError: there is no run of the baseline at all.
+    """
+    policies = runs.policies()
+    if baseline not in policies:
+        raise UserError(f"baseline: found {baseline}, allowed: {', '.join(policies)}")
+    policies.sort(key=lambda policy: policy != baseline)
+    rows, without = [], []
+    for setting in runs.settings():
+        base = runs.at(setting, baseline)
+        if not base:
+            without.append(_told(setting))
+        present = [(policy, runs.at(setting, policy)) for policy in policies]
+        rows += [_row(setting, policy, found, base) for policy, found in present if found]
+    notes = [f"No run of {baseline} at {'; '.join(without)}: no saving there."] if without else []
+    return Comparison(runs.keys, rows, notes + _notes(runs, rows))
+
+
+def _row(setting: dict[str, Value], policy: str, runs: Sequence[Run], base: Sequence[Run]) -> Row:
+    values = {
+        metric.name: estimate(number * metric.scale for run in runs if (number := run.number(*metric.path)) is not None)
+        for metric in METRICS
+    }
+    return Row(setting, policy, len(runs), {**values, SAVING.name: estimate(_savings(runs, base))})
+
+
+def _savings(runs: Sequence[Run], base: Sequence[Run]) -> list[float]:
+    """Percent saved, run by run against the baseline with the same seed (their mean, where it was repeated)."""
+    reference = {
+        seed: estimate(energy for run in base if run.seed == seed and (energy := run.number(*_ENERGY)) is not None)
+        for seed in {run.seed for run in base}
+    }
+    return [
+        100 * (1 - used / expected.mean)
+        for run in runs
+        if (used := run.number(*_ENERGY)) is not None and (expected := reference.get(run.seed)) and expected.mean
+    ]
+
+
+def estimate(samples: Iterable[float]) -> Estimate | None:
+    """Mean and 95 % confidence interval by Student's t; None without samples."""
+    numbers = list(samples)
+    count = len(numbers)
+    if not count:
+        return None
+    mean = math.fsum(numbers) / count
+    if count == 1:
+        return Estimate(mean, None)
+    from scipy.special import stdtrit
+
+    variance = math.fsum((number - mean) ** 2 for number in numbers) / (count - 1)
+    return Estimate(mean, float(stdtrit(count - 1, 0.975)) * math.sqrt(variance / count))
+
+
+def _notes(runs: RunSet, rows: Sequence[Row]) -> list[str]:
+    notes = []
+    counts = sorted({row.runs for row in rows})
+    if counts[-1] > 1:
+        told = f"{counts[0]} to {counts[-1]}" if len(counts) > 1 else f"{counts[0]}"
+        notes.append(f"Mean ± 95 % confidence interval over {told} runs; p50/p90/p99 and counts are means.")
+    if runs.repeated:
+        paths = ", ".join(str(path) for path in runs.repeated)
+        notes.append(f"Left out, the same configuration as another run: {paths}.")
+    return notes
+
+
+def caption(runs: RunSet) -> str:
+    """What all runs have in common, on one line."""
+    return _told(runs.shared)
+
+
+def _told(setting: Mapping[str, Value]) -> str:
+    return " ".join(f"{key}={_plain(value)}" for key, value in setting.items()) or "these runs"
+
+
+def _plain(value: Value) -> str:
+    return ABSENT if value is None else f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def text_rows(comparison: Comparison, columns: Columns) -> tuple[list[str], list[list[str]]]:
+    """The table as text: its header, its rows."""
+    header = [*comparison.keys, "policy", *_HEADERS[columns]]
+    rows = [
+        [
+            *(_plain(value) for value in row.setting.values()),
+            row.policy,
+            *(_cell(row, names) for names in _HEADERS[columns].values()),
+        ]
+        for row in comparison.rows
+    ]
+    return header, rows
+
+
+def _cell(row: Row, names: Sequence[str]) -> str:
+    if len(names) > 1:
+        return "/".join(_mean(row, name) for name in names)
+    value = row.values[names[0]]
+    mean = _mean(row, names[0])
+    return mean if value is None or value.ci95 is None else f"{mean} ±{value.ci95:.{_DECIMALS[names[0]]}f}"
+
+
+def _mean(row: Row, name: str) -> str:
+    value = row.values[name]
+    return ABSENT if value is None else f"{value.mean:.{_DECIMALS[name]}f}"
+
+
+def rich_table(comparison: Comparison, columns: Columns) -> Table:
+    """The table for a terminal: a block per setting, its values told once."""
+    from rich import box
+    from rich.markup import escape
+    from rich.table import Table
+
+    header, rows = text_rows(comparison, columns)
+    names = len(comparison.keys)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 1, 0, 0), header_style="bold")
+    for index, title in enumerate(header):
+        if index <= names:
+            table.add_column(title, overflow="fold")
+        else:
+            table.add_column(title, justify="right", no_wrap=True)
+    for index, row in enumerate(rows):
+        first = index == 0 or row[:names] != rows[index - 1][:names]
+        last = index + 1 == len(rows) or row[:names] != rows[index + 1][:names]
+        cells = [*(row[:names] if first else [""] * names), *row[names:]]
+        table.add_row(*map(escape, cells), end_section=last)
+    return table
+
+
+def markdown(comparison: Comparison, columns: Columns) -> str:
+    """The table in Markdown, notes below."""
+    header, rows = text_rows(comparison, columns)
+    rule = ["---"] * (len(comparison.keys) + 1) + ["---:"] * len(_HEADERS[columns])
+    lines = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in (header, rule, *rows)]
+    return "\n".join([*lines, "", *comparison.notes]).rstrip() + "\n"
+
+
+def csv_text(comparison: Comparison) -> str:
+    """Every number unrounded: a row per policy and setting, `_ci95` beside each mean, empty where unknown."""
+    names = [metric.name for metric in (METRICS[0], SAVING, *METRICS[1:])]
+    text = StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow([*comparison.keys, "policy", "runs", *(part for name in names for part in (name, f"{name}_ci95"))])
+    for row in comparison.rows:
+        cells: list[Value] = [*row.setting.values(), row.policy, row.runs]
+        for name in names:
+            cells += row.values[name] or (None, None)
+        writer.writerow(cells)
+    return text.getvalue()

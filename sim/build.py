@@ -1,0 +1,133 @@
+"""From a checked configuration to the parts of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from sim.actuator import Actuation
+from sim.cluster import ClusterSpec
+from sim.config import PlantConfig, SimConfig
+from sim.decode import DecodeLimits
+from sim.plant import EngineSpec, GpuSpec, ModelSpec, Plant
+from sim.predictor import load_predictor
+from sim.prefill import PrefillLimits
+from sim.transfer import LinkSpec
+from traces import Request, request_stream
+from voltana.build import build_policy
+from voltana.ecopred import EcoPred
+from voltana.errors import UserError
+from voltana.state import FrequencyController, Phase, Router, Slo
+
+
+def build_plant(config: PlantConfig) -> Plant:
+    """The physics of one instance.
+
+    Raises:
+        UserError: a bad key or value in `gpu`, `model` or `serving.engine`, or weights that leave no room for KV.
+    """
+    plant = Plant(
+        GpuSpec.from_mapping(config.gpu),
+        ModelSpec.from_mapping(config.model),
+        EngineSpec.from_mapping(config.serving.engine),
+    )
+    if plant.kv_capacity_tokens < 1:
+        found = f"{plant.model.tp} x {plant.gpu.memory_gib:g} GiB"
+        raise UserError(f"model.tp: found {found} of GPU memory, allowed: enough for the weights and some KV tokens")
+    return plant
+
+
+class RunBuilder:
+    """Builds the parts of one run, each at most once.
+
+    Args:
+        config: the checked configuration.
+    """
+
+    def __init__(self, config: SimConfig) -> None:
+        self._config = config
+        self.plant = build_plant(config)
+        self.slo = Slo(config.slo.ttft_ms * config.slo.scale / 1e3, config.slo.itl_ms * config.slo.scale / 1e3)
+        self._seeds = _seeds(config.seed)
+
+    @cached_property
+    def _predictor(self) -> EcoPred:
+        return load_predictor(self._config.predictor, self._config, self.plant)
+
+    def requests(self) -> Iterator[Request]:
+        """The request stream."""
+        config = self._config
+        return request_stream(
+            _instantiate(config.trace),
+            _instantiate(config.arrival),
+            duration_s=config.duration_s,
+            requests=config.requests,
+            seed=config.seed,
+        )
+
+    def cluster(self) -> ClusterSpec:
+        """The cluster with its policies."""
+        config, policy = self._config, self._config.policy
+        cluster, serving = config.cluster, config.serving
+        return ClusterSpec(
+            plant=self.plant,
+            prefill_limits=PrefillLimits(**serving.prefill.model_dump()),
+            decode_limits=DecodeLimits(serving.decode.max_requests, self._kv_tokens(), serving.decode.reserve_tokens),
+            link=LinkSpec(**cluster.link.model_dump()),
+            actuation=Actuation(config.actuation.block_s, config.actuation.settle_s),
+            gpus_per_host=self._gpus_per_host(),
+            prefill_controllers=self._controllers("prefill", policy.prefill_controller, cluster.prefill_instances),
+            decode_controllers=self._controllers("decode", policy.decode_controller, cluster.decode_instances),
+            prefill_router=self._router("prefill", policy.prefill_router),
+            decode_router=self._router("decode", policy.decode_router),
+        )
+
+    def _kv_tokens(self) -> int:
+        asked, room = self._config.serving.decode.kv_tokens, self.plant.kv_capacity_tokens
+        if asked == "auto":
+            return room
+        if asked > room:
+            raise UserError(f"serving.decode.kv_tokens: found {asked}, allowed: up to {room}, what GPU memory leaves")
+        return asked
+
+    def _gpus_per_host(self) -> int:
+        found, tp = self._config.cluster.gpus_per_host, self.plant.model.tp
+        if found % tp:
+            raise UserError(f"cluster.gpus_per_host: found {found}, allowed: a multiple of model.tp = {tp}")
+        return found
+
+    def _controllers(self, phase: Phase, part: Mapping[str, Any], count: int) -> list[FrequencyController]:
+        return [self._policy(f"policy.{phase}_controller", part, phase) for _ in range(count)]
+
+    def _router(self, phase: Phase, part: Mapping[str, Any]) -> Router:
+        router: Router = self._policy(f"policy.{phase}_router", part, phase)
+        return router
+
+    def _policy(self, key: str, part: Mapping[str, Any], phase: Phase) -> Any:
+        return build_policy(
+            key,
+            part,
+            {
+                "phase": lambda: phase,
+                "slo": lambda: self.slo,
+                "clocks_mhz": self.plant.gpu.clocks,
+                "predictor": lambda: self._predictor,
+                "seed": lambda: next(self._seeds),
+            },
+        )
+
+
+def _instantiate(part: Mapping[str, Any]) -> Any:
+    from hydra.utils import instantiate
+
+    return instantiate({key: value for key, value in part.items() if key != "name"})
+
+
+def _seeds(seed: int) -> Iterator[int]:
+    """Seeds for policies, independent of those of the workload."""
+    sequence = np.random.SeedSequence([seed, 0x9E3779B9])
+    while True:
+        yield int(sequence.spawn(1)[0].generate_state(1)[0])

@@ -1,0 +1,194 @@
+"""The simulated cluster: the life of a request from arrival to last token.
+
+This is the reference engine: plain per-iteration semantics on SimPy, no shortcuts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import simpy
+
+from sim.actuator import Actuation, Actuator
+from sim.decode import DecodeInstance, DecodeLimits
+from sim.instance import Instance
+from sim.job import Job
+from sim.meter import Meter
+from sim.plant import Plant
+from sim.prefill import PrefillInstance, PrefillLimits
+from sim.recorder import Recorder
+from sim.transfer import Links, LinkSpec
+from traces import Request
+from voltana.dispatch import Dispatcher
+from voltana.record import InstanceRow
+from voltana.state import FrequencyController, LoadSnapshot, Phase, RequestInfo, Router
+
+
+@dataclass(frozen=True)
+class ClusterSpec:
+    """Everything a run needs but its requests.
+
+    The controllers are one per instance; `routers` are prefill's and decode's.
+    """
+
+    plant: Plant
+    prefill_limits: PrefillLimits
+    decode_limits: DecodeLimits
+    link: LinkSpec
+    actuation: Actuation
+    gpus_per_host: int
+    prefill_controllers: Sequence[FrequencyController]
+    decode_controllers: Sequence[FrequencyController]
+    prefill_router: Router
+    decode_router: Router
+
+
+class Cluster:
+    """A run of the reference engine.
+
+    Args:
+        requests: in order of arrival.
+        recorder: takes the ends of requests.
+        write_row: takes the rows of the instances.
+        progress: called with the time of each arrival.
+    """
+
+    def __init__(
+        self,
+        spec: ClusterSpec,
+        requests: Iterable[Request],
+        recorder: Recorder,
+        write_row: Callable[[InstanceRow], None],
+        progress: Callable[[float], None] = lambda _: None,
+    ) -> None:
+        self._env = simpy.Environment()
+        self._spec = spec
+        self._requests = requests
+        self._recorder = recorder
+        self._progress = progress
+        self._done = self._env.event()
+        self._all_arrived = False
+        self._hosts: dict[int, simpy.Resource] = {}
+        self._links = Links(self._env, spec.link)
+        start_mhz = spec.plant.gpu.clocks()[-1]
+        self._to_prefill = Dispatcher(spec.prefill_router, len(spec.prefill_controllers), start_mhz)
+        self._to_decode = Dispatcher(spec.decode_router, len(spec.decode_controllers), start_mhz)
+        self._prefill = [
+            PrefillInstance(
+                *self._shared(i, "prefill", controller, write_row),
+                limits=spec.prefill_limits,
+                finished=self._prefilled,
+            )
+            for i, controller in enumerate(spec.prefill_controllers)
+        ]
+        self._decode = [
+            DecodeInstance(
+                *self._shared(i, "decode", controller, write_row),
+                limits=spec.decode_limits,
+                token_gap=recorder.token_gap,
+                finished=self._end,
+                failed=self._fail,
+            )
+            for i, controller in enumerate(spec.decode_controllers)
+        ]
+
+    @property
+    def instances(self) -> list[Instance]:
+        """All instances, prefill first."""
+        return [*self._prefill, *self._decode]
+
+    @property
+    def now_s(self) -> float:
+        """Simulated time."""
+        return float(self._env.now)
+
+    def run(self) -> None:
+        """Run until the last request has ended. If interrupted, the instances are still metered up to then."""
+        self._env.process(self._source())
+        try:
+            self._env.run(until=self._done)
+        finally:
+            for instance in self.instances:
+                instance.stop()
+                instance.meter.totals.clock_changes = instance.actuator.changes
+
+    def _shared(
+        self, index: int, phase: Phase, controller: FrequencyController, write_row: Callable[[InstanceRow], None]
+    ) -> tuple[object, ...]:
+        """The arguments both kinds of instance take."""
+        dispatcher = self._to_prefill if phase == "prefill" else self._to_decode
+        first_gpu = index if phase == "prefill" else index + len(self._spec.prefill_controllers)
+        host = first_gpu * self._spec.plant.model.tp // self._spec.gpus_per_host
+        return (
+            self._env,
+            self._spec.plant,
+            Meter(f"{phase}-{index}", phase, write_row),
+            controller,
+            partial(self._publish, dispatcher, index),
+            partial(self._drive, host),
+        )
+
+    def _publish(self, dispatcher: Dispatcher, index: int, load: LoadSnapshot) -> None:
+        dispatcher.observe(index, load)
+
+    def _drive(self, host: int, apply: Callable[[int], None]) -> Actuator:
+        if host not in self._hosts:
+            self._hosts[host] = simpy.Resource(self._env)
+        plant = self._spec.plant
+        return Actuator(self._env, self._hosts[host], self._spec.actuation, plant.model.tp, plant.gpu.clocks(), apply)
+
+    def _source(self) -> Generator[simpy.Event, object, None]:
+        """Let the requests arrive at their times; the cluster starts with the first."""
+        started = False
+        for request in self._requests:
+            if request.arrival_s > self._env.now:
+                yield self._env.timeout(request.arrival_s - self._env.now)
+            if not started:
+                started = True
+                for instance in self.instances:
+                    instance.start()
+            self._progress(request.arrival_s)
+            self._arrive(Job(request))
+        self._all_arrived = True
+        self._finish_if_done()
+
+    def _arrive(self, job: Job) -> None:
+        """A request comes in and goes to a prefill instance."""
+        self._recorder.arrived(job)
+        if job.request.input_tokens >= self._spec.decode_limits.kv_tokens:
+            self._fail(job)
+            return
+        job.prefill = self._to_prefill.dispatch(_info(job))
+        self._prefill[job.prefill].submit(job)
+
+    def _prefilled(self, job: Job) -> None:
+        """A request has its first token; the others are made by a decode instance."""
+        if job.finished:
+            self._end(job)
+            return
+        job.decode = self._to_decode.dispatch(_info(job))
+        self._env.process(self._hand_over(job, job.prefill or 0, job.decode))
+
+    def _hand_over(self, job: Job, source: int, target: int) -> Generator[simpy.Event, object, None]:
+        size = job.request.input_tokens * self._spec.plant.kv_bytes_per_token
+        yield from self._links.send(source, target, size)
+        self._decode[target].submit(job)
+
+    def _fail(self, job: Job) -> None:
+        job.failed = True
+        self._end(job)
+
+    def _end(self, job: Job) -> None:
+        self._recorder.ended(job)
+        self._finish_if_done()
+
+    def _finish_if_done(self) -> None:
+        if self._all_arrived and not self._recorder.in_flight:
+            self._done.succeed()
+
+
+def _info(job: Job) -> RequestInfo:
+    request = job.request
+    return RequestInfo(request.request_id, request.arrival_s, request.input_tokens)

@@ -1,0 +1,150 @@
+"""The console scripts of the simulator."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from voltana.cli import hydra_command
+from voltana.errors import UserError
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+
+def simulate() -> None:
+    """voltana-sim: one simulated run, or a sweep with -m."""
+    from sim.launcher import register
+
+    register()
+    hydra_command("sim", _simulate, program="voltana-sim")()
+
+
+def profile() -> None:
+    """voltana-profile: measure latency and energy over clock and load."""
+    hydra_command("profiling", _profile, program="voltana-profile")()
+
+
+def fit() -> None:
+    """voltana-fit: learn EcoPred from a profile table."""
+    hydra_command("fit", _fit, program="voltana-fit")()
+
+
+def _simulate(config: DictConfig) -> None:
+    from hydra.core.hydra_config import HydraConfig
+
+    from sim.launcher import resolve
+    from sim.run import simulate as run
+
+    values = resolve(config)
+    folder = Path(HydraConfig.get().runtime.output_dir)
+    with _arrival_progress(values) as progress:
+        summary = run(values, folder, progress)
+    _print_run(values, summary, folder)
+
+
+@contextmanager
+def _arrival_progress(values: dict[str, Any]) -> Iterator[Callable[[float], None]]:
+    """A bar over the time in which requests arrive, or over their number where that is all that bounds the run."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    duration, requests = values.get("duration_s"), values.get("requests")
+    console = Console(stderr=True)
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task("simulating", total=duration or requests)
+
+        def advance(now_s: float) -> None:
+            if duration:
+                bar.update(task, completed=now_s)
+            else:
+                bar.advance(task)
+
+        yield advance
+
+
+def _print_run(values: dict[str, Any], summary: dict[str, Any], folder: Path) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    def percent(share: float | None) -> str:
+        return "-" if share is None else f"{100 * share:.1f} %"
+
+    def milliseconds(kind: str) -> str:
+        return " / ".join("-" if v is None else f"{v:.1f}" for v in (summary[kind][p] for p in ("p50", "p90", "p99")))
+
+    table = Table(show_header=False, box=None)
+    requests = summary["requests"]
+    energy = {phase: summary["energy_j"][phase] / 1e3 for phase in ("total", "prefill", "decode")}
+    per_token = summary["energy_per_output_token_j"]
+    for name, value in (
+        ("policy", f"{values['policy']['name']}, {values['rps']:g} requests/s, seed {values['seed']}"),
+        ("requests", f"{requests['completed']} completed, {requests['failed']} failed"),
+        (
+            "energy",
+            "{total:.1f} kJ (prefill {prefill:.1f}, decode {decode:.1f})".format_map(energy),
+        ),
+        ("energy per output token", "-" if per_token is None else f"{per_token:.4f} J"),
+        ("TTFT attainment", f"{percent(summary['ttft_attainment'])} within {summary['slo']['ttft_ms']:g} ms"),
+        ("ITL attainment", f"{percent(summary['itl_attainment'])} within {summary['slo']['itl_ms']:g} ms"),
+        ("TTFT p50 / p90 / p99", f"{milliseconds('ttft_ms')} ms"),
+        ("ITL p50 / p90 / p99", f"{milliseconds('itl_ms')} ms"),
+        ("clock changes", f"{summary['clock_changes']}"),
+        ("simulated", f"{summary['duration_s']:.1f} s in {summary['wall_s']:.2f} s"),
+        ("run record", str(_short(folder))),
+    ):
+        table.add_row(name, value)
+    Console().print(table)
+
+
+def _short(path: Path) -> Path:
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+
+
+def _profile(config: DictConfig) -> None:
+    from sim.build import build_plant
+    from sim.config import PlantConfig, parse
+    from sim.launcher import resolve
+    from sim.profiling import profile_plant
+    from voltana.profile import write_profile
+
+    values = resolve(config)
+    out = Path(values.pop("out"))
+    checked = parse(PlantConfig, values)
+    samples = profile_plant(build_plant(checked), checked.profile)
+    write_profile(out, samples)
+    print(f"{len(samples)} samples at {len(checked.profile.clocks_mhz)} clocks written to {out}")
+
+
+def _fit(config: DictConfig) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from sim.launcher import resolve
+    from voltana.fitting import fit_ecopred, held_out_error
+    from voltana.profile import read_profile
+
+    values = resolve(config)
+    source, out, seed = Path(values["profile"]), Path(values["out"]), values["seed"]
+    if not isinstance(seed, int) or seed < 0:
+        raise UserError(f"seed: found {seed!r}, allowed: a whole number from 0")
+    samples = read_profile(source)
+    predictor = fit_ecopred(samples, {"profile": source.name}, seed)
+    predictor.save(out)
+    table = Table(title=f"EcoPred from {source}", title_justify="left")
+    for name in ("error on", "clock (MHz)", "phase", "samples", "MAE (ms)", "MAPE (%)"):
+        table.add_column(name, justify="left" if name in ("error on", "phase") else "right")
+    reports = [("held-out fifth", "all", predictor.about["held_out_error"])]
+    reports += [
+        ("all samples", str(clock), held_out_error(predictor, [s for s in samples if s.clock_mhz == clock]))
+        for clock in predictor.clocks_mhz
+    ]
+    for what, clock, report in reports:
+        for phase, error in report.items():
+            table.add_row(
+                what, clock, phase, str(error["samples"]), f"{error['mae_ms']:.3f}", f"{error['mape_pct']:.2f}"
+            )
+    Console().print(table)
+    print(f"written to {out}")

@@ -1,0 +1,173 @@
+"""The configuration of a simulated run, checked: every key known, every value within its range."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from voltana.errors import UserError
+
+Count = Annotated[int, Field(ge=1, strict=True)]
+Tokens = Annotated[int, Field(ge=1, strict=True)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Seed = Annotated[int, Field(ge=0, strict=True)]
+Part = dict[str, Any]
+"""A section that is checked by what is built from it."""
+
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+class Section(BaseModel):
+    """Unknown keys are errors."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Link(Section):
+    """`cluster.link`."""
+
+    latency_s: Seconds
+    bytes_per_s: Positive
+    streams: Count
+
+
+class ClusterConfig(Section):
+    """`cluster`."""
+
+    name: str
+    prefill_instances: Count
+    decode_instances: Count
+    gpus_per_host: Count
+    link: Link
+
+
+class PrefillServing(Section):
+    """`serving.prefill`."""
+
+    max_tokens: Tokens
+    max_requests: Count
+    chunk_tokens: Tokens | None
+
+
+class DecodeServing(Section):
+    """`serving.decode`."""
+
+    max_requests: Count
+    reserve_tokens: Annotated[int, Field(ge=0, strict=True)]
+    kv_tokens: Tokens | Literal["auto"]
+
+
+class ServingConfig(Section):
+    """`serving`."""
+
+    name: str
+    prefill: PrefillServing
+    decode: DecodeServing
+    engine: Part
+
+
+class ActuationConfig(Section):
+    """`actuation`."""
+
+    name: str
+    block_s: Seconds
+    settle_s: Seconds
+
+
+class SloConfig(Section):
+    """`slo`; the objectives are both multiplied by `scale`."""
+
+    name: str
+    ttft_ms: Positive
+    itl_ms: Positive
+    scale: Positive
+
+
+class PolicyConfig(Section):
+    """`policy`: a bundle of four parts."""
+
+    name: str
+    prefill_controller: Part
+    decode_controller: Part
+    prefill_router: Part
+    decode_router: Part
+
+
+class PrefillProfile(Section):
+    """`profile.prefill`."""
+
+    tokens: tuple[Tokens, Tokens]
+    prompt_tokens: Tokens
+    samples: Annotated[int, Field(ge=4, strict=True)]
+
+
+class DecodeProfile(Section):
+    """`profile.decode`."""
+
+    max_batch: Count
+    tokens_per_request: tuple[Tokens, Tokens]
+    samples: Annotated[int, Field(ge=5, strict=True)]
+
+
+class ProfileConfig(Section):
+    """`profile`."""
+
+    source: Literal["plant"]
+    clocks_mhz: Annotated[list[Count], Field(min_length=2)]
+    prefill: PrefillProfile
+    decode: DecodeProfile
+    noise: Annotated[float, Field(ge=0, le=0.5)]
+    seed: Seed
+
+
+class PlantConfig(Section):
+    """What the plant is made of, and how it is profiled."""
+
+    model: Part
+    gpu: Part
+    serving: ServingConfig
+    profile: ProfileConfig
+
+
+class SimConfig(PlantConfig):
+    """The whole configuration of `voltana-sim`."""
+
+    cluster: ClusterConfig
+    actuation: ActuationConfig
+    trace: Part
+    arrival: Part
+    slo: SloConfig
+    policy: PolicyConfig
+    rps: Positive
+    duration_s: Positive | None
+    requests: Count | None
+    seed: Seed
+    engine: Literal["reference"]
+    predictor: str
+
+
+def parse(kind: type[Model], values: Mapping[str, Any]) -> Model:
+    """Check a resolved configuration.
+
+    Raises:
+        UserError: names the first bad key, what was found and what is allowed.
+    """
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        raise UserError(_explain(error)) from error
+
+
+def _explain(error: ValidationError) -> str:
+    first = error.errors(include_url=False)[0]
+    key = ".".join(str(part) for part in first["loc"] if not isinstance(part, str) or part.isidentifier())
+    if first["type"] == "extra_forbidden":
+        return f"{key}: unknown key"
+    if first["type"] == "missing":
+        return f"{key}: missing"
+    allowed = first["msg"].removeprefix("Input should be ")
+    return f"{key}: found {first['input']!r}, allowed: {allowed}"

@@ -1,0 +1,129 @@
+"""A decode instance: continuous batching within its KV capacity.
+
+Requests join in the order their KV arrived, while the batch has room and each running request keeps a reserve of KV
+tokens to grow into. When the cache is full all the same, the request that joined last is retracted: it leaves the
+batch with its KV moved to host memory and waits at the head of the queue (as SGLang's decode servers do).
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from sim.instance import Instance
+from sim.job import Job
+from sim.plant import Step
+from voltana.state import LoadSnapshot, Phase
+
+
+@dataclass(frozen=True, slots=True)
+class DecodeLimits:
+    """What bounds a batch."""
+
+    max_requests: int
+    kv_tokens: int
+    """KV tokens that fit."""
+    reserve_tokens: int
+    """Room kept for every request of the batch when another one joins."""
+
+
+class DecodeInstance(Instance):
+    """See the module; `token_gap` takes every gap between tokens, `finished` a job with its last token
+    made, `failed` one that has outgrown the whole cache."""
+
+    phase: Phase = "decode"
+
+    def __init__(
+        self,
+        *shared: Any,
+        limits: DecodeLimits,
+        token_gap: Callable[[float], None],
+        finished: Callable[[Job], None],
+        failed: Callable[[Job], None],
+    ) -> None:
+        super().__init__(*shared)
+        self._limits = limits
+        self._failed = failed
+        self._token_gap = token_gap
+        self._finished = finished
+        self._waiting: deque[Job] = deque()
+        self._waiting_tokens = 0
+        self._running: list[Job] = []
+        self._kv_tokens = 0
+        self.retractions = 0
+
+    def submit(self, job: Job) -> None:
+        """Take a request whose KV has arrived."""
+        self._waiting.append(job)
+        self._waiting_tokens += job.kv_tokens
+        self.arrived_requests += 1
+        self.arrived_tokens += job.request.input_tokens
+        self.wake()
+
+    def load(self) -> LoadSnapshot:
+        """Telemetry of this instant."""
+        return LoadSnapshot(
+            time_s=self.env.now,
+            clock_mhz=self.actuator.commanded_mhz,
+            batch_size=len(self._running),
+            batch_tokens=self._kv_tokens,
+            queued=len(self._waiting),
+            queued_tokens=self._waiting_tokens,
+            longest_wait_s=0.0,
+            arrived_requests=self.arrived_requests,
+            arrived_tokens=self.arrived_tokens,
+        )
+
+    def form_batch(self) -> bool:
+        """Retract while the next token would not fit, then admit while there is room."""
+        retracted = False
+        while self._kv_tokens + len(self._running) > self._limits.kv_tokens:
+            self._retract()
+            retracted = True
+        while not retracted and self._waiting and self._fits(self._waiting[0]):
+            self._join(self._waiting.popleft())
+        return bool(self._running)
+
+    def _fits(self, job: Job) -> bool:
+        size = len(self._running) + 1
+        if size > self._limits.max_requests:
+            return False
+        needed = self._kv_tokens + job.kv_tokens
+        return size == 1 or needed + size * self._limits.reserve_tokens <= self._limits.kv_tokens
+
+    def _join(self, job: Job) -> None:
+        self._waiting_tokens -= job.kv_tokens
+        self._kv_tokens += job.kv_tokens
+        self._running.append(job)
+        if job.decode_start_s is None:
+            job.decode_start_s = self.env.now
+
+    def _retract(self) -> None:
+        job = self._running.pop()
+        self._kv_tokens -= job.kv_tokens
+        if not self._running:
+            self._failed(job)
+            return
+        self._waiting_tokens += job.kv_tokens
+        self._waiting.appendleft(job)
+        self.retractions += 1
+
+    def step(self) -> Step:
+        """Cost of an iteration at the present clock."""
+        return self.plant.decode(len(self._running), self._kv_tokens, self.clock_mhz)
+
+    def complete(self) -> None:
+        """Every request of the batch has one more token; those with their last one leave."""
+        now = self.env.now
+        self._kv_tokens += len(self._running)
+        self.meter.grow(len(self._running))
+        for job in self._running:
+            self._token_gap(job.next_token(now))
+        leaving = [job for job in self._running if job.finished]
+        if leaving:
+            self._running = [job for job in self._running if not job.finished]
+            self._kv_tokens -= sum(job.kv_tokens for job in leaving)
+            for job in leaving:
+                self._finished(job)

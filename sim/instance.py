@@ -1,0 +1,148 @@
+"""What prefill and decode instances share: GPUs that work at a clock, a controller that is asked, telemetry.
+
+An instance is one SimPy process. Its life, in `Instance.run`: form a batch, ask the controller, run the iteration,
+hand on what is done; idle when there is nothing to run.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Generator
+
+import simpy
+
+from sim.actuator import Actuator
+from sim.meter import Meter
+from sim.plant import Plant, Step
+from voltana.state import FrequencyController, LoadSnapshot, Phase
+
+Process = Generator[simpy.Event, object, None]
+
+TIME_RESOLUTION_S = 1e-9
+"""Two times closer than this are the same."""
+
+
+class Instance(ABC):
+    """One model instance on the GPUs of its TP group.
+
+    Args:
+        publish: takes the telemetry, once per iteration and when the instance goes idle.
+        drive: makes the actuator, given what to call when a clock comes into force.
+    """
+
+    phase: Phase
+
+    def __init__(
+        self,
+        env: simpy.Environment,
+        plant: Plant,
+        meter: Meter,
+        controller: FrequencyController,
+        publish: Callable[[LoadSnapshot], None],
+        drive: Callable[[Callable[[int], None]], Actuator],
+    ) -> None:
+        self.env = env
+        self.plant = plant
+        self.meter = meter
+        self.clock_mhz = 0
+        self.arrived_requests = 0
+        self.arrived_tokens = 0
+        self._controller = controller
+        self._publish = publish
+        self._clock_changed = env.event()
+        self._wake = env.event()
+        self.actuator = drive(self._set_clock)
+        self._ask_at_s = math.inf
+        self._power_w = 0.0
+        self._metered_s = 0.0
+
+    @abstractmethod
+    def load(self) -> LoadSnapshot:
+        """Telemetry of this instant."""
+
+    @abstractmethod
+    def form_batch(self) -> bool:
+        """Form the next batch; False if there is nothing to run."""
+
+    @abstractmethod
+    def step(self) -> Step:
+        """What an iteration of the batch costs at the present clock."""
+
+    @abstractmethod
+    def complete(self) -> None:
+        """The iteration is over."""
+
+    def start(self) -> None:
+        """Begin at the clock the controller wants before any load."""
+        self.actuator.start_at(self._controller.decide(self.load()).clock_mhz)
+        self._metered_s = self.env.now
+        self.env.process(self.run())
+
+    def stop(self) -> None:
+        """Meter the time up to now and end the open row."""
+        self._meter_up()
+        self.meter.flush(self.env.now)
+
+    def wake(self) -> None:
+        """Work has come."""
+        if not self._wake.triggered:
+            self._wake.succeed()
+
+    def run(self) -> Process:
+        """The life of the instance."""
+        while True:
+            while not self.form_batch():
+                yield from self._idle()
+            self._ask()
+            yield from self._iterate()
+            self.complete()
+
+    def _iterate(self) -> Process:
+        """Run the batch once; a clock that changes on the way changes the speed of what is left."""
+        left = 1.0
+        while left > 0:
+            step = self.step()
+            self._enter(step.power_w)
+            started = self.env.now
+            end = self.env.timeout(left * step.duration_s)
+            yield end | self._clock_changed
+            self._meter_up()
+            left = 0.0 if end.processed else left - (self.env.now - started) / step.duration_s
+
+    def _idle(self) -> Process:
+        """Wait for work; ask the controller meanwhile if it wished so."""
+        self._publish(self.load())
+        self._wake = self.env.event()
+        while not self._wake.triggered:
+            self._enter(self.plant.idle_power_w(self.clock_mhz))
+            awaited = self._wake | self._clock_changed
+            if self._ask_at_s < math.inf:
+                awaited |= self.env.timeout(max(0.0, self._ask_at_s - self.env.now))
+            yield awaited
+            self._meter_up()
+            if not self._wake.triggered and self.env.now >= self._ask_at_s - TIME_RESOLUTION_S:
+                self._ask()
+
+    def _ask(self) -> None:
+        load = self.load()
+        self._publish(load)
+        decision = self._controller.decide(load)
+        again = decision.ask_again_s
+        self._ask_at_s = math.inf if again is None else self.env.now + again
+        self.actuator.command(decision.clock_mhz)
+
+    def _set_clock(self, clock_mhz: int) -> None:
+        self.clock_mhz = clock_mhz
+        self._clock_changed.succeed()
+        self._clock_changed = self.env.event()
+
+    def _enter(self, power_w: float) -> None:
+        """Draw this power from now on."""
+        load = self.load()
+        self.meter.enter(self.env.now, self.clock_mhz, load.batch_size, load.batch_tokens, load.queued)
+        self._power_w = power_w
+
+    def _meter_up(self) -> None:
+        self.meter.spend(self._power_w, self.env.now - self._metered_s)
+        self._metered_s = self.env.now

@@ -1,0 +1,156 @@
+"""The Hydra launcher of sweeps: runs side by side, one process per core, and resumes what was interrupted.
+
+A run whose record is already in its folder, complete and with the same configuration, is not run again. So a sweep
+started once more with the same `hydra.sweep.dir` goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from hydra.core.plugins import Plugins
+from hydra.core.utils import JobReturn, JobStatus
+from hydra.plugins.launcher import Launcher
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from sim.run import simulate
+from voltana.errors import UserError
+from voltana.record import RunRecord
+
+
+@dataclass(frozen=True)
+class _Job:
+    overrides: list[str]
+    config: DictConfig
+    values: dict[str, Any]
+    folder: Path
+
+    @property
+    def label(self) -> str:
+        return " ".join(self.overrides)
+
+
+class ProcessLauncher(Launcher):
+    """Runs the jobs of a sweep on `workers` processes (0: one per core)."""
+
+    def __init__(self, workers: int = 0) -> None:
+        self._workers = workers or len(os.sched_getaffinity(0))
+        self._context: HydraContext | None = None
+        self._config = DictConfig({})
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        """Take what Hydra hands a launcher; jobs are run by `sim.run.simulate`, not by the task function."""
+        self._context = hydra_context
+        self._config = config
+
+    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
+        """Run all jobs; the first that was refused raises after the others are done."""
+        jobs = [self._job(list(overrides), initial_job_idx + i) for i, overrides in enumerate(job_overrides)]
+        todo = [job for job in jobs if not _done(job)]
+        console = Console(stderr=True)
+        console.print(f"{len(jobs)} runs on {self._workers} processes", highlight=False)
+        if len(todo) < len(jobs):
+            console.print(f"{len(jobs) - len(todo)} of them are there already", highlight=False)
+        refused = self._run(todo, console)
+        if refused:
+            label, error = refused[0]
+            more = f" ({len(refused)} of {len(jobs)} runs refused)" if len(refused) > 1 else ""
+            raise UserError(f"{label}: {error}{more}")
+        return [_job_return(job) for job in jobs]
+
+    def _job(self, overrides: list[str], number: int) -> _Job:
+        assert self._context is not None
+        config = self._context.config_loader.load_sweep_config(self._config, overrides)
+        with_number = OmegaConf.create({"hydra": {"job": {"num": number, "id": str(number)}}})
+        OmegaConf.set_struct(config, False)
+        config.merge_with(with_number)
+        folder = Path(str(config.hydra.sweep.dir)) / str(config.hydra.sweep.subdir)
+        return _Job(overrides, config, resolve(config), folder)
+
+    def _run(self, jobs: list[_Job], console: Console) -> list[tuple[str, Exception]]:
+        refused: list[tuple[str, Exception]] = []
+        workers = max(1, min(self._workers, len(jobs)))
+        with _progress(console, len(jobs)) as report, ProcessPoolExecutor(workers, get_context("spawn")) as pool:
+            futures: dict[Future[dict[str, Any]], _Job] = {
+                pool.submit(simulate, job.values, job.folder): job for job in jobs
+            }
+            try:
+                for future in as_completed(futures):
+                    job = futures[future]
+                    error = future.exception()
+                    if isinstance(error, UserError):
+                        refused.append((job.label, error))
+                    elif error is not None:
+                        raise error
+                    report(job.label)
+            except BaseException:
+                pool.shutdown(wait=True, cancel_futures=True)
+                raise
+        return refused
+
+
+def resolve(config: DictConfig) -> dict[str, Any]:
+    """The configuration of a run as plain values, without Hydra's own."""
+    own = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
+    values = OmegaConf.to_container(own, resolve=True)
+    assert isinstance(values, dict)
+    return {str(key): value for key, value in values.items()}
+
+
+def register() -> None:
+    """Make the launcher known to Hydra as `hydra/launcher=processes`."""
+    Plugins.instance().register(ProcessLauncher)
+    target = f"{ProcessLauncher.__module__}.{ProcessLauncher.__qualname__}"
+    ConfigStore.instance().store(
+        group="hydra/launcher", name="processes", node={"_target_": target, "workers": 0}, provider="voltana"
+    )
+
+
+def _done(job: _Job) -> bool:
+    try:
+        record = RunRecord(job.folder)
+        return record.config == job.values and not record.summary.get("interrupted", False)
+    except UserError:
+        return False
+
+
+def _job_return(job: _Job) -> JobReturn:
+    result = JobReturn(overrides=job.overrides, cfg=job.config, working_dir=str(job.folder))
+    result.status = JobStatus.COMPLETED
+    return result
+
+
+class _progress:  # noqa: N801
+    """Shows runs as they end: a bar on a terminal, a line each elsewhere."""
+
+    def __init__(self, console: Console, total: int) -> None:
+        self._console = console
+        self._total = total
+        self._ended = 0
+        columns = (TextColumn("runs"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+        self._bar = Progress(*columns, console=console)
+        self._task = self._bar.add_task("runs", total=total)
+
+    def __enter__(self) -> Callable[[str], None]:
+        if self._console.is_terminal:
+            self._bar.start()
+        return self._advance
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+    def _advance(self, label: str) -> None:
+        self._ended += 1
+        self._bar.advance(self._task)
+        if not self._console.is_terminal:
+            self._console.print(f"[{self._ended}/{self._total}] {label}", markup=False, highlight=False)

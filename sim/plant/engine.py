@@ -1,0 +1,68 @@
+"""The serving engine: what it adds to the bare work of the GPU, each effect with a neutral default."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Self
+
+from sim.plant import checks
+from voltana.errors import UserError
+
+
+def sglang_graph_batches(cap: int) -> tuple[int, ...]:
+    """Decode batch sizes for which SGLang 0.5 captures CUDA graphs, up to `cap`."""
+    sizes = (1, 2, 4, 8, 12, *range(16, 257, 8), *range(272, 497, 16), *range(512, cap + 1, 32))
+    return tuple(size for size in sizes if size <= cap)
+
+
+@dataclass(frozen=True)
+class EngineSpec:
+    """The engine as plain numbers. The defaults are SGLang on an 80 GB GPU, with nothing slower than the kernel tables."""
+
+    cuda_graph: bool = True
+    """Decode runs from CUDA graphs: no launch gaps, but a batch is padded to a captured size."""
+    graph_batches: tuple[int, ...] = sglang_graph_batches(256)
+    """Captured batch sizes, rising; a larger batch runs eagerly, without padding."""
+    mem_fraction: float = 0.85
+    """Share of GPU memory for weights and KV cache."""
+    host_prefill_s: float = 0.0
+    """Time per prefill iteration in which the GPU waits for the scheduler (no overlap), at idle power."""
+    host_decode_s: float = 0.0
+    """The same per decode iteration."""
+    prefill_slowdown: float = 1.0
+    """Prefill kernels: the part that scales with the clock takes this much longer than the tables say, at equal power."""
+    decode_slowdown: float = 1.0
+    """The same for decode kernels; it makes decode more sensitive to the clock."""
+    activity: float = 1.0
+    """Dynamic power of SMs and memory relative to the calibrated GPU: another die, other data, other kernels."""
+    eager_launch_s: float = 0.0
+    """Host time to launch one kernel outside a CUDA graph; a block of kernels takes at least the sum of its launches."""
+
+    @classmethod
+    def from_mapping(cls, mapping: Mapping[str, Any]) -> Self:
+        """Build from the `engine` section of a configuration."""
+        return checks.build(cls, "engine", mapping)
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.cuda_graph, bool):
+            raise UserError(f"engine.cuda_graph: found {self.cuda_graph!r}; allowed: true, false")
+        for key in ("host_prefill_s", "host_decode_s", "eager_launch_s"):
+            checks.number(f"engine.{key}", getattr(self, key), 0.0, 10.0)
+        for key in ("prefill_slowdown", "decode_slowdown", "activity"):
+            checks.number(f"engine.{key}", getattr(self, key), 0.05, 20.0)
+        checks.number("engine.mem_fraction", self.mem_fraction, 0.01, 1.0)
+        batches = tuple(self.graph_batches)
+        for size in batches:
+            checks.count("engine.graph_batches", size)
+        if list(batches) != sorted(set(batches)):
+            raise UserError(f"engine.graph_batches: found {batches}; allowed: rising batch sizes")
+        object.__setattr__(self, "graph_batches", batches)
+
+    def captured(self, batch_size: int) -> bool:
+        """Whether a decode batch of this size runs from a CUDA graph."""
+        return self.cuda_graph and bool(self.graph_batches) and batch_size <= self.graph_batches[-1]
+
+    def padded(self, batch_size: int) -> int:
+        """Batch size that the GPU computes for `batch_size` requests."""
+        if not self.captured(batch_size):
+            return batch_size
+        return next(size for size in self.graph_batches if size >= batch_size)

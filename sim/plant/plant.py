@@ -1,0 +1,209 @@
+"""The plant: duration and power of one iteration of one instance."""
+
+from typing import NamedTuple
+
+from sim.plant import decode
+from sim.plant.decode import Piece
+from sim.plant.engine import EngineSpec
+from sim.plant.gpu import GpuSpec
+from sim.plant.model import ModelSpec
+from sim.plant.operators import LONG, SHORT, Operators, Work
+from sim.plant.throttle import Point, under_limit
+from sim.plant.transformer import Transformer
+from voltana.errors import UserError
+
+
+class Step(NamedTuple):
+    """One iteration of a TP group."""
+
+    duration_s: float
+    power_w: float
+    """Mean over the step, all GPUs of the group."""
+    clock_mhz: float
+    """Clock really in force, after power-limit throttling; a mean where the GPU alternates."""
+
+
+class DecodeLine(NamedTuple):
+    """Decode time and energy as lines in the batch's KV tokens, valid below `valid_up_to_kv_tokens`."""
+
+    t0_s: float
+    t_per_token_s: float
+    e0_j: float
+    e_per_token_j: float
+    valid_up_to_kv_tokens: float
+
+
+class _PrefillLine(NamedTuple):
+    """Prefill of a given number of tokens at a clock, as a function of the token pairs."""
+
+    block0_s: float
+    block1_s: float
+    """Attention blocks of all layers: block0_s + block1_s * pairs, at least `floor_s`."""
+    floor_s: float
+    rest_s: float
+    e0_j: float
+    e1_j: float
+    idle_w: float
+
+    def run(self, pairs: float) -> tuple[float, float]:
+        """Seconds and joules."""
+        seconds = max(self.floor_s, self.block0_s + self.block1_s * pairs) + self.rest_s
+        return seconds, self.e0_j + self.e1_j * pairs + self.idle_w * seconds
+
+
+class Plant:
+    """True physics of one instance: one model on a group of `model.tp` GPUs under one engine.
+
+    Time is a sum over the operators of `sim.plant.transformer`; energy is the idle draw over the whole step plus what
+    each operator adds. Both are exact functions of the arguments: nothing here is random, nothing is remembered but
+    the coefficients per (load bin, clock).
+    """
+
+    def __init__(self, gpu: GpuSpec, model: ModelSpec, engine: EngineSpec) -> None:
+        self.gpu, self.model, self.engine = gpu, model, engine
+        self.kv_bytes_per_token = model.kv_bytes_per_token()
+        self.kv_capacity_tokens = self._capacity()
+        self._transformer = Transformer(model)
+        self._clocks = gpu.clocks()
+        self._limit_w = model.tp * gpu.power_limit_w
+        self._prefill_ops: dict[float, Operators] = {}
+        self._decode_ops: dict[float, Operators] = {}
+        self._prefill_lines: dict[tuple[int, int, float], _PrefillLine] = {}
+        self._unlimited: dict[tuple[int, float], tuple[Piece, ...]] = {}
+        self._pieces: dict[tuple[int, float], tuple[Piece, ...]] = {}
+
+    def _capacity(self) -> int:
+        memory = self.engine.mem_fraction * self.gpu.memory_gib * 2**30 * self.model.tp
+        room = memory - self.model.parameters() * self.model.dtype_bytes
+        if room < self.kv_bytes_per_token:
+            need = self.model.parameters() * self.model.dtype_bytes / 2**30
+            raise UserError(
+                f"model.tp: found {self.model.tp}, whose GPUs hold {memory / 2**30:.0f} GiB; "
+                f"allowed: enough GPUs for {need:.0f} GiB of weights and a KV cache"
+            )
+        return int(room / self.kv_bytes_per_token)
+
+    def idle_power_w(self, clock_mhz: float) -> float:
+        """Power of the group with a context loaded and nothing running, W."""
+        return self.model.tp * self.gpu.idle_power_w(clock_mhz)
+
+    def _dynamic_j(self, clock_mhz: float, work: Work) -> float:
+        """Energy of the group beside the idle draw."""
+        scale = self.model.tp * self.engine.activity
+        return scale * (self.gpu.dynamic_scale(clock_mhz) * work.active_ws + work.dram_j)
+
+    # Prefill
+
+    def prefill(self, requests: int, tokens: int, token_pairs: float, clock_mhz: float) -> Step:
+        """One prefill iteration.
+
+        `tokens` are the new prompt tokens of the batch. `token_pairs` are its causal attention pairs: n (n + 1) / 2 for
+        a whole prompt of n tokens, chunk * context + chunk (chunk + 1) / 2 for a chunk behind a context.
+        """
+        rows = -(-tokens // 16) * 16 if tokens > 64 else tokens
+        heads = -(-requests // 64) * 64
+
+        def run(clock: float) -> tuple[float, float]:
+            return (self._prefill_lines.get((rows, heads, clock)) or self._prefill_line(rows, heads, clock)).run(
+                token_pairs
+            )
+
+        seconds, joules, clock = under_limit(run, self._clocks, clock_mhz, self._limit_w)
+        return Step(seconds, joules / seconds, clock)
+
+    def _prefill_line(self, rows: int, requests: int, clock: float) -> _PrefillLine:
+        layers, engine, net = self.model.layers, self.engine, self._transformer
+        ops = self._prefill_ops.get(clock)
+        if ops is None:
+            ops = self._prefill_ops[clock] = Operators(self.gpu, clock, engine.prefill_slowdown)
+        block = (net.attention_block(ops, rows) + net.prefill_attention_tokens(ops, rows)) * layers
+        floor_s = layers * engine.eager_launch_s * net.attention_launches
+        forward = net.feed_forward(ops, rows).stretched(engine.eager_launch_s * net.feed_forward_launches) * layers
+        head = net.head(ops, requests)
+        pair = net.prefill_attention_pair(ops) * layers
+        line = self._prefill_lines[rows, requests, clock] = _PrefillLine(
+            block.seconds,
+            pair.seconds,
+            floor_s,
+            forward.seconds + head.seconds + engine.host_prefill_s,
+            self._dynamic_j(clock, block + forward + head),
+            self._dynamic_j(clock, pair),
+            self.idle_power_w(clock),
+        )
+        return line
+
+    # Decode
+
+    def decode(self, batch_size: int, kv_tokens: int, clock_mhz: float) -> Step:
+        """One decode iteration of `batch_size` requests that together hold `kv_tokens` KV tokens."""
+        key = (batch_size, clock_mhz)
+        for piece in self._pieces.get(key) or self._decode_pieces(key):
+            if kv_tokens < piece[0]:
+                break
+        _, t0, t1, e0, e1, clock0, clock1 = piece
+        seconds = t0 + t1 * kv_tokens
+        return Step(seconds, (e0 + e1 * kv_tokens) / seconds, clock0 + clock1 * kv_tokens)
+
+    def decode_line(self, batch_size: int, clock_mhz: float, kv_tokens: float = 0.0) -> DecodeLine:
+        """The line on which `decode` lies at `kv_tokens`, and up to which KV tokens it holds.
+
+        From `valid_up_to_kv_tokens` on the next line holds: ask again with that number. Pieces end where attention
+        changes its form, where a launch-bound block becomes GPU-bound, and where the power limit sets in.
+        """
+        key = (batch_size, clock_mhz)
+        piece = decode.at(self._pieces.get(key) or self._decode_pieces(key), kv_tokens)
+        return DecodeLine(piece.t0, piece.t1, piece.e0, piece.e1, piece.end)
+
+    def _decode_pieces(self, key: tuple[int, float]) -> tuple[Piece, ...]:
+        """Pieces of a batch under the power limit; batches padded to the same size share them."""
+        asked, clock = key
+        rows = self.engine.padded(asked)
+        pieces = self._pieces.get((rows, clock))
+        if pieces is None:
+
+            def solve(kv_tokens: float) -> Point:
+                return under_limit(lambda f: self._run(rows, kv_tokens, f), self._clocks, clock, self._limit_w)
+
+            pieces = decode.limited(self._free(rows, clock), self._limit_w, self.kv_capacity_tokens, solve)
+        self._pieces[rows, clock] = self._pieces[key] = pieces
+        return pieces
+
+    def _run(self, rows: int, kv_tokens: float, clock: float) -> tuple[float, float]:
+        piece = decode.at(self._free(rows, clock), kv_tokens)
+        return piece.t0 + piece.t1 * kv_tokens, piece.e0 + piece.e1 * kv_tokens
+
+    def _free(self, rows: int, clock: float) -> tuple[Piece, ...]:
+        """Pieces without a power limit."""
+        pieces = self._unlimited.get((rows, clock))
+        if pieces is None:
+            pieces = self._unlimited[rows, clock] = tuple(self._free_pieces(rows, clock))
+        return pieces
+
+    def _free_pieces(self, rows: int, clock: float) -> list[Piece]:
+        layers, engine, net = self.model.layers, self.engine, self._transformer
+        ops = self._decode_ops.get(clock)
+        if ops is None:
+            ops = self._decode_ops[clock] = Operators(self.gpu, clock, engine.decode_slowdown)
+        launch_s = 0.0 if engine.captured(rows) else engine.eager_launch_s
+        block = net.attention_block(ops, rows)
+        forward = net.feed_forward(ops, rows).stretched(launch_s * net.feed_forward_launches) * layers
+        rest = forward + net.head(ops, rows) + Work(engine.host_decode_s)
+        floor_s = layers * launch_s * net.attention_launches
+        idle_w = self.idle_power_w(clock)
+
+        def point(context: float, launch_bound: bool) -> Point:
+            attention = (block + net.decode_attention(ops, rows, context)) * layers
+            seconds = (floor_s if launch_bound else attention.seconds) + rest.seconds
+            return Point(seconds, self._dynamic_j(clock, attention + rest) + idle_w * seconds, clock)
+
+        pieces: list[Piece] = []
+        for low, high, end in ((0.0, SHORT, SHORT), (SHORT, LONG, LONG), (LONG, 2 * LONG, float("inf"))):
+            free = decode.through(rows * low, point(low, False), rows * high, point(high, False), rows * end)
+            bound_s = floor_s + rest.seconds
+            busy_from = (bound_s - free.t0) / free.t1
+            if busy_from > rows * low:
+                bound = decode.through(rows * low, point(low, True), rows * high, point(high, True), rows * end)
+                pieces.append(bound._replace(end=min(busy_from, rows * end)))
+            if busy_from < rows * end:
+                pieces.append(free)
+        return pieces

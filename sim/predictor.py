@@ -1,0 +1,74 @@
+"""Where the predictor of a run comes from: a file, or a profile of the plant fitted once and kept.
+
+What is kept lies in the user's cache folder under the hash of everything it depends on: the configuration of plant
+and profile, and the code that profiles, fits and computes physics.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import sim.plant
+import voltana
+from sim.config import PlantConfig
+from sim.plant import Plant
+from voltana.ecopred import EcoPred
+
+AUTO = "auto"
+
+
+def load_predictor(source: str, config: PlantConfig, plant: Plant) -> EcoPred:
+    """The predictor for a plant.
+
+    Args:
+        source: `auto`, or the path of a file written by voltana-fit.
+
+    Raises:
+        UserError: the file is not such a file, or the profile cannot be taken.
+    """
+    if source != AUTO:
+        return EcoPred.load(Path(source))
+    kept = cache_folder() / f"ecopred-{_content_hash(config)}.json"
+    if not kept.is_file():
+        profile_and_fit(config, plant).save(kept)
+    return EcoPred.load(kept)
+
+
+def profile_and_fit(config: PlantConfig, plant: Plant) -> EcoPred:
+    """Profile the plant and fit, now."""
+    from sim.profiling import profile_plant
+    from voltana.fitting import fit_ecopred
+
+    samples = profile_plant(plant, config.profile)
+    return fit_ecopred(samples, about_plant(config), config.profile.seed)
+
+
+def about_plant(config: PlantConfig) -> dict[str, Any]:
+    """What a predictor file says of its origin."""
+    return {"source": config.profile.source, "model": config.model.get("name"), "gpu": config.gpu.get("name")}
+
+
+def cache_folder() -> Path:
+    """The user's cache folder of this project."""
+    from platformdirs import user_cache_path
+
+    return user_cache_path("voltana")
+
+
+def _content_hash(config: PlantConfig) -> str:
+    relevant: Mapping[str, Any] = config.model_dump(include=set(PlantConfig.model_fields), mode="json")
+    text = json.dumps(relevant, sort_keys=True) + _code_hash()
+    return hashlib.sha256(text.encode()).hexdigest()[:20]
+
+
+@cache
+def _code_hash() -> str:
+    here, library = Path(sim.plant.__file__).parent, Path(voltana.__file__).parent
+    sources = [*sorted(here.glob("*.py")), Path(__file__).with_name("profiling.py")]
+    sources += [library / name for name in ("fitting.py", "ecopred.py", "profile.py")]
+    return hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()

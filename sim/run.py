@@ -1,0 +1,62 @@
+"""One simulated run: requests in, run record out."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from sim.build import RunBuilder
+from sim.cluster import Cluster
+from sim.config import SimConfig, parse
+from sim.recorder import Recorder
+from voltana.errors import UserError
+from voltana.record import RecordWriter
+
+
+def simulate(
+    values: Mapping[str, Any], folder: Path, progress: Callable[[float], None] = lambda _: None
+) -> dict[str, Any]:
+    """Run a configuration and write its record.
+
+    Interrupted, it leaves a valid record of what was simulated so far, requests in flight as unfinished, and raises
+    KeyboardInterrupt.
+
+    Args:
+        values: the resolved configuration (`conf/sim.yaml`).
+        folder: where the record goes.
+        progress: called with the time of each arrival, seconds.
+
+    Returns:
+        The summary.
+
+    Raises:
+        UserError: something in the configuration or the trace is wrong.
+    """
+    config = parse(SimConfig, values)
+    builder = RunBuilder(config)
+    spec, requests = builder.cluster(), builder.requests()
+    policy = config.policy
+    about = {
+        "name": policy.name,
+        "frequency": {"prefill": policy.prefill_controller, "decode": policy.decode_controller},
+        "router": {"prefill": policy.prefill_router, "decode": policy.decode_router},
+    }
+    with RecordWriter(folder, values) as writer:
+        recorder = Recorder(writer, builder.slo, about)
+        cluster = Cluster(spec, requests, recorder, writer.instance, progress)
+        started = time.perf_counter()
+
+        def close(interrupted: bool) -> dict[str, Any]:
+            wall = time.perf_counter() - started
+            return recorder.close(cluster.now_s, [i.meter for i in cluster.instances], wall, interrupted)
+
+        try:
+            cluster.run()
+        except KeyboardInterrupt:
+            close(interrupted=True)
+            raise
+        if not recorder.submitted:
+            raise UserError("duration_s: no request arrives within it, allowed: long enough for at least one")
+        return close(interrupted=False)

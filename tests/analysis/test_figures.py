@@ -1,0 +1,195 @@
+"""What is drawn is what was recorded."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import WriteRun, instance_rows, request_rows
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from analysis.figures import curves, output_path, save, timeline
+from analysis.runs import load_runs
+from analysis.style import POLICIES
+from voltana.errors import UserError
+
+PUBLISHED = """model,dataset,rps,series,ttft_attainment_pct,itl_attainment_pct,energy_kJ
+Llama-3.1-8B,ShareGPT,60,sglang_f1410,97,99,180
+Llama-3.1-8B,ShareGPT,50,sglang_f1410,98,100,170
+Llama-3.1-8B,ShareGPT,50,voltanallm,95,100,110
+Other,ShareGPT,50,voltanallm,1,1,1
+"""
+
+
+def line(axis: Axes, name: str) -> Any:
+    (found,) = (line for line in axis.get_lines() if line.get_label() == name)
+    return found
+
+
+def points(axis: Axes, name: str) -> list[tuple[float, float]]:
+    return [(float(x), float(y)) for x, y in line(axis, name).get_xydata()]
+
+
+def legend(figure: Figure) -> list[str]:
+    (found,) = figure.legends
+    return [text.get_text() for text in found.get_texts()]
+
+
+def test_curves_hold_the_summaries(tmp_path: Path, write_run: WriteRun) -> None:
+    write_run("0", "voltana", 130, rps=60, requests=request_rows([0.1, 0.9], itl_s=0.09))
+    write_run("1", "voltana", 120, rps=50)
+    write_run("2", "static_max", 200, rps=50)
+    figure = curves(load_runs([tmp_path]))
+    ttft, itl, energy = figure.axes
+    assert points(ttft, "voltana") == pytest.approx([(50, 75), (60, 50)])
+    assert points(itl, "voltana") == pytest.approx([(50, 100), (60, 0)])
+    assert points(energy, "voltana") == pytest.approx([(50, 120), (60, 130)])
+    assert points(energy, "static_max") == [(50, 200)]
+    assert legend(figure) == ["static_max", "voltana"]
+    assert line(energy, "voltana").get_color() == POLICIES["voltana"].colour
+    assert [axis.get_ylabel() for axis in figure.axes] == ["TTFT attainment (%)", "ITL attainment (%)", "Energy (kJ)"]
+
+
+def test_curves_of_several_seeds_have_a_band(tmp_path: Path, write_run: WriteRun) -> None:
+    for rps in (50, 60):
+        for seed, energy in enumerate((100.0, 110.0, 120.0)):
+            write_run(f"{rps}_{seed}", "voltana", energy, rps=rps, seed=seed)
+    energy_axis = curves(load_runs([tmp_path])).axes[2]
+    assert points(energy_axis, "voltana") == [(50, 110), (60, 110)]
+    (band,) = energy_axis.collections
+    heights = band.get_paths()[0].get_extents()
+    assert (heights.y0, heights.y1) == pytest.approx((110 - 24.841, 110 + 24.841), abs=1e-3)
+
+
+def test_a_column_per_model_and_trace(tmp_path: Path, write_run: WriteRun) -> None:
+    write_run("0", "voltana", 10, model__name="qwen3_32b")
+    write_run("1", "voltana", 20, trace__name="lmsys")
+    figure = curves(load_runs([tmp_path]))
+    assert [axis.get_title() for axis in figure.axes[:2]] == ["llama31_8b\nlmsys", "qwen3_32b\nsharegpt"]
+    assert [points(axis, "voltana")[0][1] for axis in figure.axes[4:]] == [20, 10]
+
+
+def test_another_difference_makes_another_line(tmp_path: Path, write_run: WriteRun) -> None:
+    write_run("0", "voltana", slo__name="paper")
+    write_run("1", "voltana", slo__name="tight")
+    assert legend(curves(load_runs([tmp_path]))) == ["voltana slo=paper", "voltana slo=tight"]
+
+
+def test_published_points_in_the_colour_of_their_policy(tmp_path: Path, write_run: WriteRun) -> None:
+    table = tmp_path / "paper.csv"
+    table.write_text(PUBLISHED)
+    write_run("runs/0", "voltana", rps=50)
+    figure = curves(load_runs([tmp_path / "runs"]), str(table))
+    assert points(figure.axes[0], "_sglang_f1410") == [(50, 98), (60, 97)]
+    assert points(figure.axes[2], "_voltanallm") == [(50, 110)]
+    dashed = line(figure.axes[2], "_voltanallm")
+    assert dashed.get_color() == POLICIES["voltana"].colour
+    assert dashed.is_dashed()
+    assert legend(figure) == ["voltana", "published"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("model,dataset\nx,y\n", ":2: missing rps, series, ttft_attainment_pct"),
+        (PUBLISHED.replace("170", "much"), ":3: could not convert string to float: 'much'"),
+        (
+            PUBLISHED.replace("Llama-3.1-8B", "Gemma"),
+            "found Gemma ShareGPT, Other ShareGPT, allowed: the model and trace",
+        ),
+        ("", "found no rows, allowed"),
+    ],
+)
+def test_bad_published_table(tmp_path: Path, write_run: WriteRun, text: str, message: str) -> None:
+    table = tmp_path / "paper.csv"
+    table.write_text(text)
+    write_run("runs/0", "voltana")
+    with pytest.raises(UserError, match=message):
+        curves(load_runs([tmp_path / "runs"]), str(table))
+
+
+def test_curves_need_a_rate(tmp_path: Path, write_run: WriteRun) -> None:
+    write_run("0", "voltana", rps=None)
+    with pytest.raises(UserError, match="rps: found None, allowed: a request rate"):
+        curves(load_runs([tmp_path]))
+
+
+def test_too_many_panels(tmp_path: Path, write_run: WriteRun) -> None:
+    for index in range(7):
+        write_run(str(index), "voltana", model__name=f"model{index}")
+    with pytest.raises(UserError, match="found 7 pairs of model and trace, allowed: up to 6"):
+        curves(load_runs([tmp_path]))
+
+
+STATES = instance_rows(
+    [
+        (0.0, "decode-0", 1005, 0, 90.0),
+        (1.0, "decode-0", 1005, 8, 150.0),
+        (3.0, "decode-0", 1410, 9, 250.0),
+        (0.0, "prefill-10", 1410, 1, 300.0),
+        (0.0, "prefill-2", 1410, 2, 310.0),
+    ]
+)
+
+
+def test_timeline_is_the_step_function_of_the_record(tmp_path: Path, write_run: WriteRun) -> None:
+    folder = write_run("0", "voltana", instances=STATES)
+    (run,) = load_runs([folder]).runs
+    end = run.number("end_s")
+    axes = timeline(load_runs([folder])).axes
+    assert [axis.get_ylabel() for axis in axes[::3]] == ["prefill-2", "prefill-10", "decode-0"]
+    clock, batch, power = axes[6:]
+    assert points(clock, "clock_mhz") == [(0, 1005), (1, 1005), (3, 1410), (end, 1410)]
+    assert points(batch, "batch_size") == [(0, 0), (1, 8), (3, 9), (end, 9)]
+    assert points(power, "power_w") == [(0, 90), (1, 150), (3, 250), (end, 250)]
+    assert line(power, "power_w").get_drawstyle() == "steps-post"
+
+
+def test_timeline_window_keeps_the_value_that_holds(tmp_path: Path, write_run: WriteRun) -> None:
+    folder = write_run("0", "voltana", instances=STATES)
+    power = timeline(load_runs([folder]), [2, 3.5]).axes[8]
+    assert points(power, "power_w") == [(2, 150), (3, 250), (3.5, 250)]
+    assert power.get_xlim() == (2, 3.5)
+
+
+@pytest.mark.parametrize("window", [[5, 4], [100, 200], [1], "1", [None, 2]])
+def test_bad_window(tmp_path: Path, write_run: WriteRun, window: Any) -> None:
+    folder = write_run("0", "voltana", instances=STATES)
+    with pytest.raises(UserError, match="window: found .*, allowed"):
+        timeline(load_runs([folder]), window)
+
+
+def test_dense_steps_get_their_mean_and_lose_no_energy(tmp_path: Path, write_run: WriteRun) -> None:
+    power = np.random.default_rng(1).uniform(80, 300, 2000)
+    states = instance_rows((i / 500, "decode-0", 1410, 1, float(watt)) for i, watt in enumerate(power))
+    axis = timeline(load_runs([write_run("0", "voltana", instances=states)]), [0, 4]).axes[2]
+    assert len(line(axis, "power_w").get_xdata()) == 2001
+    assert line(axis, "power_w_mean").get_ydata().mean() == pytest.approx(power.mean())
+
+
+def test_timeline_is_of_one_run(tmp_path: Path, write_run: WriteRun) -> None:
+    write_run("0", "voltana", instances=STATES)
+    write_run("1", "governor", instances=STATES)
+    with pytest.raises(UserError, match="runs: found 2 runs, allowed: the folder of one run"):
+        timeline(load_runs([tmp_path]))
+
+
+def test_timeline_without_instances(tmp_path: Path, write_run: WriteRun) -> None:
+    with pytest.raises(UserError, match="no instance was recorded"):
+        timeline(load_runs([write_run("0", "voltana")]))
+
+
+@pytest.mark.parametrize("ending", ["png", "pdf", "svg"])
+def test_same_figure_same_bytes(tmp_path: Path, write_run: WriteRun, ending: str) -> None:
+    write_run("runs/0", "voltana")
+    files = [tmp_path / f"{name}.{ending}" for name in "ab"]
+    for file in files:
+        save(curves(load_runs([tmp_path / "runs"])), file)
+    assert files[0].read_bytes() == files[1].read_bytes()
+    assert b"CreationDate" not in files[0].read_bytes()
+
+
+def test_output_format() -> None:
+    with pytest.raises(UserError, match=r"out: found a.jpg, allowed: a path that ends in .png, .pdf, .svg"):
+        output_path("a.jpg")

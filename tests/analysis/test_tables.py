@@ -1,0 +1,209 @@
+"""The numbers of the comparison, what makes a setting, and the files it writes."""
+
+import csv
+import json
+import math
+from io import StringIO
+from pathlib import Path
+
+import pytest
+from conftest import WriteRun, request_rows
+
+from analysis.runs import load_runs
+from analysis.tables import Comparison, Estimate, Row, compare, csv_text, estimate, markdown, text_rows
+from voltana.errors import UserError
+
+
+def compared(tmp_path: Path, baseline: str = "static_max") -> Comparison:
+    return compare(load_runs([tmp_path]), baseline)
+
+
+def row_of(comparison: Comparison, policy: str, **setting: object) -> Row:
+    (row,) = (row for row in comparison.rows if row.policy == policy and setting.items() <= row.setting.items())
+    return row
+
+
+def mean(row: Row, name: str) -> float:
+    value = row.values[name]
+    assert value is not None
+    return value.mean
+
+
+def test_numbers_of_a_run(tmp_path: Path, write_run: WriteRun) -> None:
+    write_run("0", "static_max", 200)
+    write_run("1", "voltana", 150, requests=request_rows([0.1, 0.2, 0.3, 0.9], itl_s=0.03, failed=1))
+    row = row_of(compared(tmp_path), "voltana")
+    numbers = {name: value.mean for name, value in row.values.items() if value is not None}
+    assert numbers == pytest.approx(
+        {
+            "energy_kj": 150,
+            "saving_pct": 25,
+            "ttft_attainment_pct": 60,
+            "itl_attainment_pct": 80,
+            "joint_attainment_pct": 60,
+            "ttft_p50_ms": 250,
+            "ttft_p90_ms": 720,
+            "ttft_p99_ms": 882,
+            "itl_p50_ms": 30,
+            "itl_p90_ms": 30,
+            "itl_p99_ms": 30,
+            "energy_per_output_token_j": 150_000 / 44,
+            "requests_completed": 4,
+            "requests_failed": 1,
+        }
+    )
+    assert all(value.ci95 is None for value in row.values.values() if value)
+
+
+def test_settings_are_what_varies_besides_policy_and_seed(tmp_path: Path, write_run: WriteRun) -> None:
+    for index, (policy, rps, seed) in enumerate([("static_max", 50, 1), ("voltana", 100, 1), ("voltana", 50, 2)]):
+        write_run(str(index), policy, rps=rps, seed=seed)
+    runs = load_runs([tmp_path])
+    assert runs.keys == ["rps"]
+    assert runs.settings() == [{"rps": 50}, {"rps": 100}]
+    assert runs.shared["model"] == "llama31_8b"
+    assert runs.shared["duration_s"] == 120
+
+
+def test_parts_of_a_named_group_are_not_told_twice(tmp_path: Path, write_run: WriteRun) -> None:
+    write_run("0", "static_max")
+    write_run("1", "static_max", model__name="qwen3_32b", model__layers=64)
+    write_run("2", "static_max", slo__ttft_ms=300)
+    assert load_runs([tmp_path]).keys == ["model", "slo.ttft_ms"]
+
+
+def test_policy_variants_of_one_name_are_told_apart(tmp_path: Path, write_run: WriteRun) -> None:
+    write_run("0", "static_max", 100)
+    write_run("1", "voltana", 80, policy__decode_controller={"margin": 1})
+    write_run("2", "voltana", 70, policy__decode_controller={"margin": 2})
+    assert load_runs([tmp_path]).policies() == [
+        "static_max",
+        "voltana decode_controller.margin=1",
+        "voltana decode_controller.margin=2",
+    ]
+
+
+def test_policy_parameters_that_follow_the_setting_make_no_variant(tmp_path: Path, write_run: WriteRun) -> None:
+    for index, slo in enumerate((300, 600)):
+        write_run(str(index), "voltana", slo__ttft_ms=slo, policy__decode_controller={"slo_ms": slo})
+    assert load_runs([tmp_path]).policies() == ["voltana"]
+
+
+def test_mean_and_confidence_interval_over_seeds(tmp_path: Path, write_run: WriteRun) -> None:
+    for seed, (base, ours) in enumerate([(100.0, 80.0), (110.0, 99.0), (120.0, 90.0)]):
+        write_run(f"base{seed}", "static_max", base, seed=seed)
+        write_run(f"ours{seed}", "voltana", ours, seed=seed)
+    comparison = compared(tmp_path)
+    row = row_of(comparison, "voltana")
+    assert row.runs == 3
+    assert mean(row, "saving_pct") == pytest.approx((20 + 10 + 25) / 3)
+    base = row_of(comparison, "static_max").values["energy_kj"]
+    assert base == pytest.approx((110, 4.302652729911275 * 10 / math.sqrt(3)))
+    assert "Mean ± 95 % confidence interval over 3 runs" in comparison.notes[0]
+
+
+def test_estimate() -> None:
+    assert estimate([]) is None
+    assert estimate([3.0]) == Estimate(3.0, None)
+    assert estimate([1.0, 1.0]) == Estimate(1.0, 0.0)
+
+
+def test_saving_needs_the_baseline_at_the_same_setting_and_seed(tmp_path: Path, write_run: WriteRun) -> None:
+    write_run("0", "static_max", 100, rps=50)
+    write_run("1", "voltana", 80, rps=50)
+    write_run("2", "voltana", 90, rps=60)
+    write_run("3", "governor", 70, rps=50, seed=99)
+    comparison = compared(tmp_path)
+    assert mean(row_of(comparison, "voltana", rps=50), "saving_pct") == pytest.approx(20)
+    assert row_of(comparison, "voltana", rps=60).values["saving_pct"] is None
+    assert row_of(comparison, "governor").values["saving_pct"] is None
+    assert [note for note in comparison.notes if "static_max" in note] == [
+        "No run of static_max at rps=60: no saving there."
+    ]
+
+
+def test_unknown_baseline_lists_what_is_there(tmp_path: Path, write_run: WriteRun) -> None:
+    write_run("0", "voltana")
+    write_run("1", "governor")
+    with pytest.raises(UserError, match="baseline: found static_max, allowed: voltana, governor"):
+        compared(tmp_path)
+
+
+def test_a_simulation_repeated_counts_once_and_a_live_run_each_time(tmp_path: Path, write_run: WriteRun) -> None:
+    write_run("0", "static_max", 100)
+    copy = write_run("1", "static_max", 100)
+    comparison = compared(tmp_path)
+    assert comparison.rows[0].runs == 1
+    assert str(copy) in comparison.notes[-1]
+    write_run("0", "static_max", 100, source="live")
+    write_run("1", "static_max", 104, source="live")
+    (row,) = compared(tmp_path).rows
+    assert (row.runs, mean(row, "energy_kj")) == (2, pytest.approx(102))
+
+
+def test_text_of_short_columns(tmp_path: Path, write_run: WriteRun) -> None:
+    write_run("0", "voltana", 150)
+    write_run("1", "static_max", 200)
+    header, rows = text_rows(compared(tmp_path), "short")
+    assert header == [
+        "policy", "energy kJ", "saving %", "TTFT met %", "ITL met %", "both met %", "TTFT p99 ms", "ITL p99 ms",
+    ]  # fmt: skip
+    assert rows == [
+        ["static_max", "200.0", "0.0", "75.0", "100.0", "75.0", "882", "30.0"],
+        ["voltana", "150.0", "25.0", "75.0", "100.0", "75.0", "882", "30.0"],
+    ]
+
+
+def test_csv_holds_unrounded_numbers(tmp_path: Path, write_run: WriteRun) -> None:
+    write_run("0", "static_max", 300, rps=50)
+    write_run("1", "voltana", 200, rps=50)
+    write_run("2", "voltana", 200, rps=55)
+    rows = list(csv.DictReader(StringIO(csv_text(compared(tmp_path)))))
+    assert [(row["rps"], row["policy"], row["runs"]) for row in rows] == [
+        ("50", "static_max", "1"),
+        ("50", "voltana", "1"),
+        ("55", "voltana", "1"),
+    ]
+    assert float(rows[1]["saving_pct"]) == pytest.approx(100 / 3, rel=1e-15)
+    assert rows[1]["saving_pct_ci95"] == rows[2]["saving_pct"] == ""
+
+
+def test_markdown(tmp_path: Path, write_run: WriteRun) -> None:
+    write_run("0", "static_max", 200, rps=50)
+    write_run("1", "voltana", 150, rps=60)
+    lines = markdown(compared(tmp_path), "full").splitlines()
+    assert lines[0].startswith("| rps | policy | energy kJ | saving % | J/token |")
+    assert lines[1].startswith("| --- | --- | ---: |")
+    assert lines[3].startswith("| 60 | voltana | 150.0 | - | 3409.091 |")
+    assert lines[3].endswith("| 250/720/882 | 30.0/30.0/30.0 | 4/0 |")
+    assert lines[5] == "No run of static_max at rps=60: no saving there."
+
+
+def test_unknown_numbers_are_shown_as_absent(tmp_path: Path, write_run: WriteRun) -> None:
+    folder = write_run("0", "static_max")
+    summary = json.loads((folder / "summary.json").read_text())
+    summary["ttft_attainment"] = None
+    (folder / "summary.json").write_text(json.dumps(summary))
+    _, ((*_, attained, _itl, _both, _p99, _itl_p99),) = text_rows(compared(tmp_path), "short")
+    assert attained == "-"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"energy_j": {}}, "missing key energy_j.total"),
+        ({"energy_j": {"total": "much"}}, "energy_j.total: found 'much', allowed: a number"),
+    ],
+)
+def test_malformed_summary(tmp_path: Path, write_run: WriteRun, change: dict[str, object], message: str) -> None:
+    folder = write_run("0", "static_max")
+    summary = json.loads((folder / "summary.json").read_text())
+    (folder / "summary.json").write_text(json.dumps(summary | change))
+    with pytest.raises(UserError, match=f"summary.json: {message}"):
+        compared(tmp_path)
+
+
+def test_record_without_a_policy_name(tmp_path: Path, write_run: WriteRun) -> None:
+    write_run("0", "static_max", policy={"decode_router": None})
+    with pytest.raises(UserError, match="config.yaml: policy.name: found None, allowed: the name of a policy"):
+        compared(tmp_path)

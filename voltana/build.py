@@ -1,0 +1,73 @@
+"""Building policies from configuration.
+
+A policy asks for what it needs by the names of its constructor's positional parameters. A world offers
+
+    phase        "prefill" or "decode"; of the instance (controllers)
+    slo          the latency objectives
+    clocks_mhz   clocks the GPU supports, ascending
+    predictor    the fitted EcoPred
+    seed         an integer of its own
+
+and nothing else, so a policy cannot come to depend on a world. Its other parameters are keyword-only and come from its
+YAML file.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from voltana.errors import UserError
+
+OFFERED = ("phase", "slo", "clocks_mhz", "predictor", "seed")
+
+
+def build_policy(key: str, config: Mapping[str, Any], offers: Mapping[str, Callable[[], Any]]) -> Any:
+    """Build the policy that a configuration names by `_target_`.
+
+    Args:
+        key: where the configuration stands, for messages.
+        config: `_target_` and the keyword parameters.
+        offers: a maker for every name that may be asked for; called only if it is.
+
+    Raises:
+        UserError: no such class, an unknown parameter or a bad value.
+    """
+    target = _locate(key, config.get("_target_"))
+    parameters = {name: value for name, value in config.items() if name != "_target_"}
+    signature = inspect.signature(target).parameters.values()
+    asked = [p.name for p in signature if p.kind is p.POSITIONAL_OR_KEYWORD and p.default is p.empty]
+    allowed = {p.name: p.default is p.empty for p in signature if p.kind is p.KEYWORD_ONLY}
+    _check_names(key, target, asked, allowed, parameters)
+    try:
+        return target(*(offers[name]() for name in asked), **parameters)
+    except UserError as error:
+        raise UserError(f"{key}.{error}" if str(error).split(":")[0] in allowed else str(error)) from error
+
+
+def _locate(key: str, path: object) -> Callable[..., Any]:
+    from hydra.utils import get_class
+
+    if not isinstance(path, str):
+        raise UserError(f"{key}._target_: found {path!r}, allowed: the dotted path of a class")
+    try:
+        return get_class(path)
+    except Exception as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"{key}._target_: found {path!r}, allowed: the dotted path of a class ({reason})") from error
+
+
+def _check_names(
+    key: str, target: Callable[..., Any], asked: list[str], allowed: Mapping[str, bool], given: Mapping[str, Any]
+) -> None:
+    strange = [name for name in asked if name not in OFFERED]
+    if strange:
+        raise UserError(f"{key}: {target.__name__} asks for {', '.join(strange)}, offered: {', '.join(OFFERED)}")
+    unknown = [name for name in given if name not in allowed]
+    if unknown:
+        choice = ", ".join(allowed) or "no parameters"
+        raise UserError(f"{key}.{unknown[0]}: unknown to {target.__name__}, allowed: {choice}")
+    missing = [name for name, required in allowed.items() if required and name not in given]
+    if missing:
+        raise UserError(f"{key}.{missing[0]}: missing; {target.__name__} has no default for it")

@@ -1,0 +1,50 @@
+"""Checks at the door of a policy: each raises a UserError that names the parameter, what was found, what is allowed."""
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+from voltana.errors import UserError
+
+
+def number(
+    name: str, value: float, *, above: float | None = None, low: float | None = None, high: float | None = None
+) -> float:
+    """Check that a parameter is a number within its bounds (`above` is exclusive) and return it."""
+    bounds = [
+        text
+        for text in (
+            None if above is None else f"> {above:g}",
+            None if low is None else f">= {low:g}",
+            None if high is None else f"<= {high:g}",
+        )
+        if text
+    ]
+    fits = isinstance(value, int | float) and not isinstance(value, bool)
+    fits = (
+        fits and (above is None or value > above) and (low is None or value >= low) and (high is None or value <= high)
+    )
+    if not fits:
+        raise UserError(f"{name}: found {value!r}, allowed: a number {' and '.join(bounds)}".rstrip())
+    return value
+
+
+def clock(name: str, value: int, supported_mhz: Sequence[int]) -> int:
+    """Check that the GPU has a clock and return it."""
+    if isinstance(value, bool) or value not in supported_mhz:
+        raise UserError(f"{name}: found {value!r}, allowed: {describe_clocks(supported_mhz)}")
+    return int(value)
+
+
+def levels(name: str, values: Sequence[int], supported_mhz: Sequence[int]) -> tuple[int, ...]:
+    """Check a list of clocks and return it ascending, each once."""
+    if isinstance(values, str) or not isinstance(values, Sequence) or not values:
+        raise UserError(f"{name}: found {values!r}, allowed: a list of clocks, {describe_clocks(supported_mhz)}")
+    return tuple(sorted({clock(name, value, supported_mhz) for value in values}))
+
+
+def describe_clocks(supported_mhz: Sequence[int]) -> str:
+    """The supported clocks in words, as a range where they are evenly spaced."""
+    steps = {b - a for a, b in pairwise(supported_mhz)}
+    if len(steps) == 1:
+        return f"{supported_mhz[0]} to {supported_mhz[-1]} MHz in steps of {steps.pop()}"
+    return ", ".join(map(str, supported_mhz)) + " MHz"

@@ -1,0 +1,177 @@
+"""Routers: which instance takes a request.
+
+A router is built like a frequency controller (see `voltana.build`) and asked once per request.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from random import Random
+from typing import NamedTuple
+
+from voltana import checks
+from voltana.ecopred import EcoPred
+from voltana.state import InstanceLoad, RequestInfo, Slo
+
+
+class RoundRobin:
+    """Each instance in turn."""
+
+    def __init__(self) -> None:
+        self._next = 0
+
+    def route(self, request: RequestInfo, candidates: Sequence[InstanceLoad]) -> int:
+        """Choose the next in turn."""
+        chosen = self._next % len(candidates)
+        self._next = chosen + 1
+        return chosen
+
+
+class RandomRouter:
+    """Any instance with equal probability."""
+
+    def __init__(self, seed: int) -> None:
+        self._random = Random(seed)
+
+    def route(self, request: RequestInfo, candidates: Sequence[InstanceLoad]) -> int:
+        """Draw one."""
+        return self._random.randrange(len(candidates))
+
+
+class _WhatIf(NamedTuple):
+    """Where an instance stands and where the request would take it, as indices into the levels."""
+
+    now: int
+    then: int
+    fits: bool
+    """Whether some level would still meet the budget."""
+
+
+class _StateSpace:
+    """The what-if both EcoRoutes share: the lowest level that is predicted to meet the ITL budget at a state.
+
+    Without a request, a decode instance with n requests and l KV tokens is judged at (n, l + `settled_tokens` * n);
+    with the request at (n + 1, l + prompt + `growth_tokens` * n): the batch as it will be some iterations on.
+    """
+
+    def __init__(
+        self,
+        slo: Slo,
+        clocks_mhz: Sequence[int],
+        predictor: EcoPred,
+        levels_mhz: Sequence[int],
+        margin: float,
+        settled_tokens: float,
+        growth_tokens: float,
+    ) -> None:
+        self._levels = checks.levels("levels_mhz", levels_mhz, clocks_mhz)
+        self._budget_s = slo.itl_s * (1 - checks.number("margin", margin, above=-10, high=0.99))
+        self._predictor = predictor
+        self._settled = checks.number("settled_tokens", settled_tokens, low=0)
+        self._growth = checks.number("growth_tokens", growth_tokens, low=0)
+        self.top = len(self._levels) - 1
+
+    def level_of(self, clock_mhz: int) -> int:
+        """Index of the lowest level that is at least a clock."""
+        return next((i for i, level in enumerate(self._levels) if level >= clock_mhz), self.top)
+
+    def what_if(self, request: RequestInfo, load: InstanceLoad) -> _WhatIf:
+        """Judge one instance."""
+        n, tokens = load.requests, load.tokens
+        now, _ = self._lowest(n, tokens + self._settled * n)
+        then, fits = self._lowest(n + 1, tokens + request.prompt_tokens + self._growth * n)
+        return _WhatIf(now, then, fits)
+
+    def _lowest(self, batch: int, kv_tokens: float) -> tuple[int, bool]:
+        for index, clock in enumerate(self._levels):
+            if self._predictor.decode_s(batch, kv_tokens, clock) <= self._budget_s:
+                return index, True
+        return self.top, False
+
+
+class EcoRoute:
+    """The published state-space router for decode (VoltanaLLM, arXiv 2509.04827).
+
+    For every instance it asks which clock level its state needs now, and which it would need with the request. It
+    avoids, in this order, an instance that no level would keep within the budget, then one whose level would rise.
+    Where that leaves several, they take turns, so that load stays even while no boundary is near.
+
+    Args:
+        levels_mhz: clocks of the what-if.
+        margin: share of the ITL objective held back, as in EcoFreq.
+        settled_tokens, growth_tokens: KV tokens per running request added to the state without and with the request.
+    """
+
+    def __init__(
+        self,
+        slo: Slo,
+        clocks_mhz: Sequence[int],
+        predictor: EcoPred,
+        *,
+        levels_mhz: Sequence[int] = (1005, 1410),
+        margin: float = 0.0,
+        settled_tokens: float = 2,
+        growth_tokens: float = 50,
+    ) -> None:
+        self._space = _StateSpace(slo, clocks_mhz, predictor, levels_mhz, margin, settled_tokens, growth_tokens)
+        self._last = -1
+
+    def route(self, request: RequestInfo, candidates: Sequence[InstanceLoad]) -> int:
+        """Apply the rule of the class."""
+        count = len(candidates)
+
+        def cost(index: int) -> tuple[bool, bool, int]:
+            view = self._space.what_if(request, candidates[index])
+            return not view.fits, view.then > view.now, (index - self._last - 1) % count
+
+        self._last = min(range(count), key=cost)
+        return self._last
+
+
+class EcoRouteReleased:
+    """The router as released, which differs from the paper's in its tie rules.
+
+    An instance "rises" if its level would rise or would be the top level. While every batch is below one tile of
+    `tile` requests, the least (current clock, requests) wins. Else, if the clocks of the candidates are more than one
+    level apart, the lowest clock wins. Else instances that do not rise come first, among them the highest clock, then
+    the fewest tiles, then the most requests (which fills the open tile); if all rise or none does, they take turns.
+
+    Args: as `EcoRoute`, and
+        tile: requests per GEMM tile.
+    """
+
+    def __init__(
+        self,
+        slo: Slo,
+        clocks_mhz: Sequence[int],
+        predictor: EcoPred,
+        *,
+        levels_mhz: Sequence[int] = (1005, 1095, 1200, 1305, 1410),
+        margin: float = -0.35,
+        settled_tokens: float = 2,
+        growth_tokens: float = 50,
+        tile: int = 128,
+    ) -> None:
+        self._space = _StateSpace(slo, clocks_mhz, predictor, levels_mhz, margin, settled_tokens, growth_tokens)
+        self._tile = int(checks.number("tile", tile, low=1))
+        self._turn = RoundRobin()
+
+    def route(self, request: RequestInfo, candidates: Sequence[InstanceLoad]) -> int:
+        """Apply the rule of the class."""
+        everyone = range(len(candidates))
+        if max(load.requests for load in candidates) < self._tile:
+            return min(everyone, key=lambda i: (candidates[i].clock_mhz, candidates[i].requests))
+        level = [self._space.level_of(load.clock_mhz) for load in candidates]
+        if max(level) - min(level) > 1:
+            return min(everyone, key=lambda i: (level[i], candidates[i].requests))
+        rises = [self._rises(request, load) for load in candidates]
+        if all(rises) or not any(rises):
+            return self._turn.route(request, candidates)
+        return min((i for i in everyone if not rises[i]), key=lambda i: self._fill_order(candidates[i]))
+
+    def _rises(self, request: RequestInfo, load: InstanceLoad) -> bool:
+        view = self._space.what_if(request, load)
+        return view.then > view.now or view.then == self._space.top
+
+    def _fill_order(self, load: InstanceLoad) -> tuple[int, int, int]:
+        return -load.clock_mhz, -(-load.requests // self._tile), -load.requests
