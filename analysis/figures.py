@@ -97,7 +97,7 @@ def curves(runs: RunSet, published: str | None = None) -> Figure:
             axes[-1].set_xlabel("Request rate (1/s)")
         for index, row in enumerate(_ROWS):
             _finish_row(list(grid[index]), row)
-        _legend(figure, grid[0, 0], bool(points))
+        _legend(figure, list(grid[0]), bool(points))
     return figure
 
 
@@ -155,10 +155,11 @@ def _draw_published(axes: Sequence[Axes], looks: Mapping[str, style.Line], point
     for series in dict.fromkeys(point.series for point in points):
         policy = style.PUBLISHED.get(series, series)
         colour = looks[policy].colour if policy in looks else style.lines([policy])[policy].colour
+        label = f"_{series}" if policy in looks else f"{policy}, published"
         chosen = sorted((point for point in points if point.series == series), key=lambda point: point.rps)
         for index, axis in enumerate(axes):
             x, y = [point.rps for point in chosen], [point.values[index] for point in chosen]
-            axis.plot(x, y, color=colour, linestyle=(0, (4, 2)), linewidth=1.3, alpha=0.85, label=f"_{series}")
+            axis.plot(x, y, color=colour, linestyle=(0, (4, 2)), linewidth=1.3, alpha=0.85, label=label)
 
 
 def _finish_row(axes: Sequence[Axes], row: _Row) -> None:
@@ -172,16 +173,18 @@ def _finish_row(axes: Sequence[Axes], row: _Row) -> None:
             axis.tick_params(labelleft=axis is axes[0])
 
 
-def _legend(figure: Figure, axis: Axes, published: bool) -> None:
+def _legend(figure: Figure, axes: Sequence[Axes], published: bool) -> None:
     from matplotlib.lines import Line2D
 
-    handles, labels = axis.get_legend_handles_labels()
+    entries: dict[str, Any] = {}
+    for axis in axes:
+        entries |= {str(label): handle for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)}
     if published:
-        handles.append(Line2D([], [], color="#7F7F7F", linestyle=(0, (4, 2)), linewidth=1.3))
-        labels.append("published")
+        entries["published"] = Line2D([], [], color="#7F7F7F", linestyle=(0, (4, 2)), linewidth=1.3)
+    labels = list(entries)
     room = int(figure.get_figwidth() * 11)
     columns = max(1, min(len(labels), room // (max(map(len, labels)) + 6)))
-    figure.legend(handles, labels, loc="outside upper center", ncols=columns)
+    figure.legend(list(entries.values()), labels, loc="outside upper center", ncols=columns)
 
 
 def _read_published(path: str, panels: Sequence[tuple[str, str]]) -> list[PublishedPoint]:

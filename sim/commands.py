@@ -16,9 +16,10 @@ if TYPE_CHECKING:
 
 def simulate() -> None:
     """voltana-sim: one simulated run, or a sweep with -m."""
-    from sim.launcher import register
+    from hydra.core.plugins import Plugins
+    from hydra_plugins.voltana import ProcessLauncher
 
-    register()
+    Plugins.instance().register(ProcessLauncher)  # Hydra's own search does not see editable installs
     hydra_command("sim", _simulate, program="voltana-sim")()
 
 
@@ -35,7 +36,7 @@ def fit() -> None:
 def _simulate(config: DictConfig) -> None:
     from hydra.core.hydra_config import HydraConfig
 
-    from sim.launcher import resolve
+    from sim.compose import resolve
     from sim.run import simulate as run
 
     values = resolve(config)
@@ -105,8 +106,8 @@ def _short(path: Path) -> Path:
 
 def _profile(config: DictConfig) -> None:
     from sim.build import build_plant
+    from sim.compose import resolve
     from sim.config import PlantConfig, parse
-    from sim.launcher import resolve
     from sim.profiling import profile_plant
     from voltana.profile import write_profile
 
@@ -122,16 +123,16 @@ def _fit(config: DictConfig) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from sim.launcher import resolve
+    from sim.compose import resolve
     from voltana.fitting import fit_ecopred, held_out_error
     from voltana.profile import read_profile
 
     values = resolve(config)
-    source, out, seed = Path(values["profile"]), Path(values["out"]), values["seed"]
+    source, out, seed = Path(values["table"]), Path(values["out"]), values["seed"]
     if not isinstance(seed, int) or seed < 0:
         raise UserError(f"seed: found {seed!r}, allowed: a whole number from 0")
     samples = read_profile(source)
-    predictor = fit_ecopred(samples, {"profile": source.name}, seed)
+    predictor = fit_ecopred(samples, {"table": source.name}, seed)
     predictor.save(out)
     table = Table(title=f"EcoPred from {source}", title_justify="left")
     for name in ("error on", "clock (MHz)", "phase", "samples", "MAE (ms)", "MAPE (%)"):

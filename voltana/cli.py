@@ -10,6 +10,7 @@ import difflib
 import os
 import re
 import sys
+import traceback
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, NoReturn
@@ -222,10 +223,8 @@ def _is_wrong_call(error: BaseException, cause: BaseException) -> bool:
     """Whether `hydra.utils.instantiate` called something with arguments that it does not take."""
     if error is cause or not isinstance(cause, TypeError) or cause.__traceback__ is None:
         return False
-    traceback = cause.__traceback__
-    while traceback.tb_next is not None:
-        traceback = traceback.tb_next
-    return str(traceback.tb_frame.f_globals.get("__name__", "")).startswith("hydra.")
+    *_, (frame, _) = traceback.walk_tb(cause.__traceback__)
+    return str(frame.f_globals.get("__name__", "")).startswith("hydra.")
 
 
 def _is_bad_input(error: Exception) -> bool:
@@ -234,9 +233,10 @@ def _is_bad_input(error: Exception) -> bool:
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
-    return isinstance(
-        error, UserError | HydraException | OmegaConfBaseException | yaml.YAMLError | ValueError | OSError
-    )
+    if isinstance(error, UserError | HydraException | OmegaConfBaseException | yaml.YAMLError):
+        return True
+    launching = any(frame.f_code.co_name == "launch" for frame, _ in traceback.walk_tb(error.__traceback__))
+    return isinstance(error, ValueError | OSError) and not launching  # a launcher raises what its jobs raised
 
 
 def _check_flags() -> None:

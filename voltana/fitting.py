@@ -6,11 +6,13 @@ the nearest profiled bin of the same clock.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from sklearn.exceptions import UndefinedMetricWarning
 from sklearn.linear_model import LinearRegression, RANSACRegressor
 
 from voltana.ecopred import BIN_ENDS, EcoPred, Line, Plane, decode_bin
@@ -135,7 +137,9 @@ def _ransac(features: Array, target: Array, seed: int) -> tuple[float, list[floa
     scale = features.max(axis=0)
     estimator = RANSACRegressor(LinearRegression(positive=True), random_state=seed % 2**32)
     try:
-        fitted = estimator.fit(features / scale, target).estimator_
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UndefinedMetricWarning)  # of a consensus of one row, soon replaced
+            fitted = estimator.fit(features / scale, target).estimator_
     except ValueError:
         fitted = LinearRegression(positive=True).fit(features / scale, target)
     return float(fitted.intercept_), [float(c) for c in fitted.coef_ / scale]

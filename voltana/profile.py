@@ -50,10 +50,13 @@ def read_profile(path: Path) -> list[Sample]:
             header = tuple(next(rows, ()))
             if header != Sample._fields:
                 raise UserError(f"{path}:1: found columns {','.join(header)}, allowed: {','.join(Sample._fields)}")
-            return [_sample(row, f"{path}:{rows.line_num}") for row in rows]
+            try:
+                return [_sample(row, f"{path}:{rows.line_num}") for row in rows]
+            except csv.Error as error:
+                raise UserError(f"{path}:{rows.line_num}: {error}; allowed: {','.join(Sample._fields)}") from error
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); allowed: a profile table (CSV)") from error
-    except (UnicodeDecodeError, csv.Error) as error:
+    except UnicodeDecodeError as error:
         raise UserError(f"{path}: found bytes that are not text; allowed: a profile table (CSV)") from error
 
 

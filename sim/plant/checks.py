@@ -1,4 +1,4 @@
-"""Checks shared by the three specifications: every complaint is one line with the key, what was found, what is allowed."""
+"""Checks shared by the three specifications: a complaint is one line with key, what was found, what is allowed."""
 
 from collections.abc import Mapping
 from dataclasses import MISSING, fields

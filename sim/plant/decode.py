@@ -1,7 +1,8 @@
-"""Decode time and energy as piecewise lines in the KV tokens of the batch, so that many iterations sum in closed form."""
+"""Decode time and energy as piecewise lines in the batch's KV tokens, so that many iterations sum in closed form."""
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 from sim.plant.throttle import Point
@@ -17,10 +18,6 @@ class Piece(NamedTuple):
     e1: float
     clock0: float
     clock1: float
-
-
-Line = tuple[float, float, float, float]
-"""t0, t1, e0, e1."""
 
 
 def through(start: float, first: Point, end: float, second: Point, valid_to: float) -> Piece:
@@ -62,7 +59,7 @@ def _spans(piece: Piece, start: float, end: float, limit_w: float) -> Iterator[t
     excess0, excess1 = piece.e0 - limit_w * piece.t0, piece.e1 - limit_w * piece.t1
     crossing = -excess0 / excess1 if excess1 else math.inf
     cuts = [start, crossing, end] if start < crossing < end else [start, end]
-    for low, high in zip(cuts, cuts[1:], strict=False):
+    for low, high in pairwise(cuts):
         yield low, high, excess0 + excess1 * 0.5 * (low + high) > 0.0
 
 

@@ -16,7 +16,7 @@ def sglang_graph_batches(cap: int) -> tuple[int, ...]:
 
 @dataclass(frozen=True)
 class EngineSpec:
-    """The engine as plain numbers. The defaults are SGLang on an 80 GB GPU, with nothing slower than the kernel tables."""
+    """The engine as plain numbers. The defaults: SGLang on an 80 GB GPU, kernels as fast as the tables have them."""
 
     cuda_graph: bool = True
     """Decode runs from CUDA graphs: no launch gaps, but a batch is padded to a captured size."""
@@ -29,13 +29,13 @@ class EngineSpec:
     host_decode_s: float = 0.0
     """The same per decode iteration."""
     prefill_slowdown: float = 1.0
-    """Prefill kernels: the part that scales with the clock takes this much longer than the tables say, at equal power."""
+    """Prefill kernels: the part that scales with the clock takes so many times as long, at equal power."""
     decode_slowdown: float = 1.0
     """The same for decode kernels; it makes decode more sensitive to the clock."""
     activity: float = 1.0
     """Dynamic power of SMs and memory relative to the calibrated GPU: another die, other data, other kernels."""
     eager_launch_s: float = 0.0
-    """Host time to launch one kernel outside a CUDA graph; a block of kernels takes at least the sum of its launches."""
+    """Host time to launch a kernel outside a CUDA graph; a block of kernels takes at least the sum of its launches."""
 
     @classmethod
     def from_mapping(cls, mapping: Mapping[str, Any]) -> Self:

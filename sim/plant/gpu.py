@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Self
 
 from sim.plant import checks
@@ -60,7 +61,7 @@ class GpuSpec:
     load_bytes_per_cycle: float
     """Bytes all SMs together can request in a cycle: what bounds bandwidth at low clocks."""
     bandwidth_curve: tuple[tuple[float, float], ...]
-    """(clock MHz, share of `dram_bytes_per_s`): linear between points, proportional below the first, flat above the last."""
+    """(clock MHz, share of `dram_bytes_per_s`): linear between points and down to zero, flat above the last."""
     kernel_s: float
     """Start and tail of a GEMM or attention kernel in a CUDA graph."""
     elementwise_s: float
@@ -135,19 +136,34 @@ class GpuSpec:
         return self.base_w + self.idle_w * self.dynamic_scale(clock_mhz)
 
 
-_POSITIVE = (
-    ["memory_gib", "power_limit_w", "base_w", "flops_per_cycle", "dram_bytes_per_s", "load_bytes_per_cycle", "link_bytes_per_s"]
-)
-_NON_NEGATIVE = (
-    ["idle_w", "tensor_w", "stream_w", "dram_j_per_byte", "tile_overhead", "kernel_s", "elementwise_s", "attention_unit_cycles", "attention_split_cycles", "link_latency_s"]
-)
+_POSITIVE = [
+    "memory_gib",
+    "power_limit_w",
+    "base_w",
+    "flops_per_cycle",
+    "dram_bytes_per_s",
+    "load_bytes_per_cycle",
+    "link_bytes_per_s",
+]
+_NON_NEGATIVE = [
+    "idle_w",
+    "tensor_w",
+    "stream_w",
+    "dram_j_per_byte",
+    "tile_overhead",
+    "kernel_s",
+    "elementwise_s",
+    "attention_unit_cycles",
+    "attention_split_cycles",
+    "link_latency_s",
+]
 
 
 def _curve(points: object) -> tuple[tuple[float, float], ...]:
     """Check the bandwidth curve: clocks and shares both rise, shares end at 1."""
     try:
         curve = tuple((float(clock), float(share)) for clock, share in points)  # type: ignore[attr-defined]
-        rising = all(a[0] < b[0] and a[1] <= b[1] for a, b in zip(curve, curve[1:], strict=False))
+        rising = all(a[0] < b[0] and a[1] <= b[1] for a, b in pairwise(curve))
         good = bool(curve) and rising and curve[0][0] > 0 and curve[0][1] > 0 and curve[-1][1] <= 1
     except (TypeError, ValueError):
         good = False

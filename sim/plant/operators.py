@@ -10,7 +10,7 @@ from functools import lru_cache
 
 from sim.plant.gpu import GpuSpec, smooth_max
 
-TILES = tuple((rows, columns) for rows in (64, 128, 256) for columns in (64, 128, 256) if rows * columns <= 32768)
+TILES = ((64, 64), (128, 64), (128, 128), (128, 256), (256, 128))
 """Output tiles that GEMM libraries choose from on this generation of GPUs."""
 ATTENTION_KERNELS = 3
 """Decode attention: preparation, attention over the KV splits, their reduction."""
@@ -120,9 +120,7 @@ class Operators:
         gpu, moved = self.gpu, units * context * unit_bytes
         memory_s = moved / self.bandwidth
         fixed = (ATTENTION_KERNELS + SPLIT_KERNELS * context / SHORT) * gpu.kernel_s
-        return self._work(
-            fixed + units * gpu.attention_unit_cycles / self.clock_hz + memory_s, 0.0, memory_s, moved
-        )
+        return self._work(fixed + units * gpu.attention_unit_cycles / self.clock_hz + memory_s, 0.0, memory_s, moved)
 
     def _long_attention(self, units: int, context: float, unit_bytes: float) -> Work:
         gpu, moved = self.gpu, units * context * unit_bytes

@@ -1,5 +1,7 @@
 """The plant: duration and power of one iteration of one instance."""
 
+import math
+from collections.abc import Iterator
 from typing import NamedTuple
 
 from sim.plant import decode
@@ -69,7 +71,7 @@ class Plant:
         self._prefill_ops: dict[float, Operators] = {}
         self._decode_ops: dict[float, Operators] = {}
         self._prefill_lines: dict[tuple[int, int, float], _PrefillLine] = {}
-        self._unlimited: dict[tuple[int, float], tuple[Piece, ...]] = {}
+        self._free: dict[tuple[int, float], tuple[Piece, ...]] = {}
         self._pieces: dict[tuple[int, float], tuple[Piece, ...]] = {}
 
     def _capacity(self) -> int:
@@ -155,55 +157,55 @@ class Plant:
         return DecodeLine(piece.t0, piece.t1, piece.e0, piece.e1, piece.end)
 
     def _decode_pieces(self, key: tuple[int, float]) -> tuple[Piece, ...]:
-        """Pieces of a batch under the power limit; batches padded to the same size share them."""
-        asked, clock = key
-        rows = self.engine.padded(asked)
-        pieces = self._pieces.get((rows, clock))
-        if pieces is None:
+        """Pieces under the power limit."""
+        batch_size, clock = key
 
-            def solve(kv_tokens: float) -> Point:
-                return under_limit(lambda f: self._run(rows, kv_tokens, f), self._clocks, clock, self._limit_w)
+        def solve(kv_tokens: float) -> Point:
+            return under_limit(lambda f: self._unlimited(batch_size, kv_tokens, f), self._clocks, clock, self._limit_w)
 
-            pieces = decode.limited(self._free(rows, clock), self._limit_w, self.kv_capacity_tokens, solve)
-        self._pieces[rows, clock] = self._pieces[key] = pieces
+        free = self._free_pieces(batch_size, clock)
+        pieces = self._pieces[key] = decode.limited(free, self._limit_w, self.kv_capacity_tokens, solve)
         return pieces
 
-    def _run(self, rows: int, kv_tokens: float, clock: float) -> tuple[float, float]:
-        piece = decode.at(self._free(rows, clock), kv_tokens)
+    def _unlimited(self, batch_size: int, kv_tokens: float, clock: float) -> tuple[float, float]:
+        """Seconds and joules of a decode iteration without a power limit."""
+        piece = decode.at(self._free_pieces(batch_size, clock), kv_tokens)
         return piece.t0 + piece.t1 * kv_tokens, piece.e0 + piece.e1 * kv_tokens
 
-    def _free(self, rows: int, clock: float) -> tuple[Piece, ...]:
+    def _free_pieces(self, batch_size: int, clock: float) -> tuple[Piece, ...]:
         """Pieces without a power limit."""
-        pieces = self._unlimited.get((rows, clock))
+        pieces = self._free.get((batch_size, clock))
         if pieces is None:
-            pieces = self._unlimited[rows, clock] = tuple(self._free_pieces(rows, clock))
+            pieces = self._free[batch_size, clock] = tuple(self._build_pieces(batch_size, clock))
         return pieces
 
-    def _free_pieces(self, rows: int, clock: float) -> list[Piece]:
+    def _build_pieces(self, batch_size: int, clock: float) -> Iterator[Piece]:
+        """One piece per form of decode attention, cut where a launch-bound attention block becomes GPU-bound.
+
+        The batch is padded for everything but attention, whose padded rows have no context.
+        """
         layers, engine, net = self.model.layers, self.engine, self._transformer
         ops = self._decode_ops.get(clock)
         if ops is None:
             ops = self._decode_ops[clock] = Operators(self.gpu, clock, engine.decode_slowdown)
-        launch_s = 0.0 if engine.captured(rows) else engine.eager_launch_s
+        rows, launch_s = engine.padded(batch_size), 0.0 if engine.captured(batch_size) else engine.eager_launch_s
         block = net.attention_block(ops, rows)
         forward = net.feed_forward(ops, rows).stretched(launch_s * net.feed_forward_launches) * layers
         rest = forward + net.head(ops, rows) + Work(engine.host_decode_s)
         floor_s = layers * launch_s * net.attention_launches
         idle_w = self.idle_power_w(clock)
 
-        def point(context: float, launch_bound: bool) -> Point:
-            attention = (block + net.decode_attention(ops, rows, context)) * layers
-            seconds = (floor_s if launch_bound else attention.seconds) + rest.seconds
+        def point(context: float, waits: bool) -> Point:
+            attention = (block + net.decode_attention(ops, batch_size, context)) * layers
+            seconds = (floor_s if waits else attention.seconds) + rest.seconds
             return Point(seconds, self._dynamic_j(clock, attention + rest) + idle_w * seconds, clock)
 
-        pieces: list[Piece] = []
-        for low, high, end in ((0.0, SHORT, SHORT), (SHORT, LONG, LONG), (LONG, 2 * LONG, float("inf"))):
-            free = decode.through(rows * low, point(low, False), rows * high, point(high, False), rows * end)
-            bound_s = floor_s + rest.seconds
-            busy_from = (bound_s - free.t0) / free.t1
-            if busy_from > rows * low:
-                bound = decode.through(rows * low, point(low, True), rows * high, point(high, True), rows * end)
-                pieces.append(bound._replace(end=min(busy_from, rows * end)))
-            if busy_from < rows * end:
-                pieces.append(free)
-        return pieces
+        for low, high, end in ((0.0, SHORT, SHORT), (SHORT, LONG, LONG), (LONG, 2 * LONG, math.inf)):
+            start, stop, valid_to = batch_size * low, batch_size * high, batch_size * end
+            busy = decode.through(start, point(low, False), stop, point(high, False), valid_to)
+            busy_from = (floor_s + rest.seconds - busy.t0) / busy.t1
+            if busy_from > start:
+                waiting = decode.through(start, point(low, True), stop, point(high, True), valid_to)
+                yield waiting._replace(end=min(busy_from, valid_to))
+            if busy_from < valid_to:
+                yield busy

@@ -1,6 +1,6 @@
 """Synthetic run records: numbers chosen by the test, written by the real writer."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +13,13 @@ from voltana.summary import InstanceTotals, SummaryBuilder
 SLO = Slo(ttft_s=0.6, itl_s=0.06)
 
 WriteRun = Callable[..., Path]
+State = tuple[float, str, int, int, float]
+"""Time, instance, clock, batch size, power."""
 
 
-def request_rows(ttft_s: Sequence[float], itl_s: float = 0.03, failed: int = 0) -> list[RequestRow]:
+def request_rows(
+    ttft_s: Sequence[float] = (0.1, 0.2, 0.3, 0.9), itl_s: float = 0.03, failed: int = 0
+) -> list[RequestRow]:
     """Requests of 11 output tokens, one a second."""
     done = [
         RequestRow(
@@ -30,8 +34,7 @@ def request_rows(ttft_s: Sequence[float], itl_s: float = 0.03, failed: int = 0) 
     return done + lost
 
 
-def instance_rows(rows: Iterable[tuple[float, str, int, int, float]]) -> list[InstanceRow]:
-    """From (time, instance, clock, batch size, power)."""
+def instance_rows(rows: Iterable[State]) -> list[InstanceRow]:
     return [
         InstanceRow(time, name, name.split("-")[0], clock, batch, batch * 100, 0, power)
         for time, name, clock, batch, power in rows
@@ -66,15 +69,15 @@ def configuration(policy: str, **changes: Any) -> dict[str, Any]:
 
 @pytest.fixture
 def write_run(tmp_path: Path) -> WriteRun:
-    """Write a record and return its folder."""
+    """Write a record and return its folder; `requests` are arguments of `request_rows`."""
 
     def write(
         folder: str,
         policy: str,
         energy_kj: float = 100.0,
         *,
-        requests: Sequence[RequestRow] = (),
-        instances: Sequence[InstanceRow] = (),
+        requests: Mapping[str, Any] | None = None,
+        instances: Iterable[State] = (),
         source: str = "sim",
         **changes: Any,
     ) -> Path:
@@ -82,10 +85,10 @@ def write_run(tmp_path: Path) -> WriteRun:
         builder = SummaryBuilder(source, SLO, {"frequency": policy, "router": "any"})
         target = tmp_path / folder
         with RecordWriter(target, config) as writer:
-            for row in requests or request_rows([0.1, 0.2, 0.3, 0.9]):
+            for row in request_rows(**requests or {}):
                 writer.request(row)
                 builder.add(row)
-            for state in instances:
+            for state in instance_rows(instances):
                 writer.instance(state)
         totals = {
             "prefill-0": InstanceTotals("prefill", energy_kj * 400),

@@ -3,15 +3,17 @@
 import csv
 import json
 import math
+from collections.abc import Callable
 from io import StringIO
 from pathlib import Path
 
 import pytest
-from conftest import WriteRun, request_rows
 
 from analysis.runs import load_runs
 from analysis.tables import Comparison, Estimate, Row, compare, csv_text, estimate, markdown, text_rows
 from voltana.errors import UserError
+
+WriteRun = Callable[..., Path]
 
 
 def compared(tmp_path: Path, baseline: str = "static_max") -> Comparison:
@@ -31,7 +33,7 @@ def mean(row: Row, name: str) -> float:
 
 def test_numbers_of_a_run(tmp_path: Path, write_run: WriteRun) -> None:
     write_run("0", "static_max", 200)
-    write_run("1", "voltana", 150, requests=request_rows([0.1, 0.2, 0.3, 0.9], itl_s=0.03, failed=1))
+    write_run("1", "voltana", 150, requests={"ttft_s": [0.1, 0.2, 0.3, 0.9], "itl_s": 0.03, "failed": 1})
     row = row_of(compared(tmp_path), "voltana")
     numbers = {name: value.mean for name, value in row.values.items() if value is not None}
     assert numbers == pytest.approx(
@@ -97,8 +99,8 @@ def test_mean_and_confidence_interval_over_seeds(tmp_path: Path, write_run: Writ
     row = row_of(comparison, "voltana")
     assert row.runs == 3
     assert mean(row, "saving_pct") == pytest.approx((20 + 10 + 25) / 3)
-    base = row_of(comparison, "static_max").values["energy_kj"]
-    assert base == pytest.approx((110, 4.302652729911275 * 10 / math.sqrt(3)))
+    base_energy = row_of(comparison, "static_max").values["energy_kj"]
+    assert base_energy == pytest.approx((110, 4.302652729911275 * 10 / math.sqrt(3)))
     assert "Mean ± 95 % confidence interval over 3 runs" in comparison.notes[0]
 
 
@@ -138,7 +140,8 @@ def test_a_simulation_repeated_counts_once_and_a_live_run_each_time(tmp_path: Pa
     write_run("0", "static_max", 100, source="live")
     write_run("1", "static_max", 104, source="live")
     (row,) = compared(tmp_path).rows
-    assert (row.runs, mean(row, "energy_kj")) == (2, pytest.approx(102))
+    assert row.runs == 2
+    assert mean(row, "energy_kj") == pytest.approx(102)
 
 
 def test_text_of_short_columns(tmp_path: Path, write_run: WriteRun) -> None:
@@ -204,6 +207,6 @@ def test_malformed_summary(tmp_path: Path, write_run: WriteRun, change: dict[str
 
 
 def test_record_without_a_policy_name(tmp_path: Path, write_run: WriteRun) -> None:
-    write_run("0", "static_max", policy={"decode_router": None})
-    with pytest.raises(UserError, match="config.yaml: policy.name: found None, allowed: the name of a policy"):
+    write_run("0", "static_max", policy__name=None)
+    with pytest.raises(UserError, match=r"config.yaml: policy.name: found None, allowed: the name of a policy"):
         compared(tmp_path)

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from hydra import compose, initialize_config_module
 
-from sim.launcher import register, resolve
+from sim.compose import resolve
 from sim.run import simulate
 from voltana.record import RunRecord
 
@@ -23,7 +23,8 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 def values(*overrides: str) -> dict[str, Any]:
     """The resolved configuration of voltana-sim with overrides."""
-    register()
+    import hydra_plugins.voltana  # noqa: F401
+
     with initialize_config_module("conf", version_base="1.3"):
         return resolve(compose("sim", overrides=list(overrides)))
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from hydra.core.plugins import Plugins
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
@@ -151,6 +152,22 @@ def test_sweep_reports_its_refused_jobs_after_the_last(run: Run) -> None:
     assert status == 2
     assert finished == [1, 3]
     assert err == "voltana-sim: error: 1 of 3 jobs refused, the first: job 1 (rps=2): rps: found 2, allowed: odd\n"
+
+
+@pytest.mark.parametrize(
+    ("raised", "status"), [(UserError("rps: found 2,\n allowed: odd"), 2), (ValueError("our bug"), None)]
+)
+def test_error_of_a_launcher(run: Run, monkeypatch: pytest.MonkeyPatch, raised: Exception, status: int | None) -> None:
+    class Failing:
+        def launch(self, *_: object, **__: object) -> None:
+            raise raised
+
+    monkeypatch.setattr(Plugins, "instantiate_launcher", lambda *_, **__: Failing())
+    if status is None:
+        with pytest.raises(ValueError, match="our bug"):
+            run("-m", "rps=1,2")
+    else:
+        assert run("-m", "rps=1,2") == (status, "", "voltana-sim: error: rps: found 2, allowed: odd\n")
 
 
 def test_run_folder_that_cannot_be_made(run: Run, tmp_path: Path) -> None:

@@ -1,4 +1,6 @@
-"""The Hydra launcher of sweeps: runs side by side, one process per core, and resumes what was interrupted.
+"""The Hydra launcher of sweeps, `hydra/launcher=processes`: runs side by side, one process per core, and resumable.
+
+Hydra finds its plugins below the package `hydra_plugins`, so that is where the wheel installs this folder.
 
 A run whose record is already in its folder, complete and with the same configuration, is not run again. So a sweep
 started once more with the same `hydra.sweep.dir` goes on where it stopped.
@@ -15,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
-from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
@@ -23,21 +24,18 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from sim.run import simulate
+from sim.compose import resolve
 from voltana.errors import UserError
 from voltana.record import RunRecord
 
 
 @dataclass(frozen=True)
 class _Job:
+    label: str
     overrides: list[str]
     config: DictConfig
     values: dict[str, Any]
     folder: Path
-
-    @property
-    def label(self) -> str:
-        return " ".join(self.overrides)
 
 
 class ProcessLauncher(Launcher):
@@ -55,7 +53,11 @@ class ProcessLauncher(Launcher):
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         """Run all jobs; the first that was refused raises after the others are done."""
-        jobs = [self._job(list(overrides), initial_job_idx + i) for i, overrides in enumerate(job_overrides)]
+        common = set.intersection(*map(set, job_overrides)) if len(job_overrides) > 1 else set()
+        jobs = [
+            self._job(" ".join(o for o in overrides if o not in common), list(overrides), initial_job_idx + i)
+            for i, overrides in enumerate(job_overrides)
+        ]
         todo = [job for job in jobs if not _done(job)]
         console = Console(stderr=True)
         console.print(f"{len(jobs)} runs on {self._workers} processes", highlight=False)
@@ -68,19 +70,21 @@ class ProcessLauncher(Launcher):
             raise UserError(f"{label}: {error}{more}")
         return [_job_return(job) for job in jobs]
 
-    def _job(self, overrides: list[str], number: int) -> _Job:
+    def _job(self, label: str, overrides: list[str], number: int) -> _Job:
         assert self._context is not None
         config = self._context.config_loader.load_sweep_config(self._config, overrides)
         with_number = OmegaConf.create({"hydra": {"job": {"num": number, "id": str(number)}}})
         OmegaConf.set_struct(config, False)
         config.merge_with(with_number)
         folder = Path(str(config.hydra.sweep.dir)) / str(config.hydra.sweep.subdir)
-        return _Job(overrides, config, resolve(config), folder)
+        return _Job(label, overrides, config, resolve(config), folder)
 
     def _run(self, jobs: list[_Job], console: Console) -> list[tuple[str, Exception]]:
         refused: list[tuple[str, Exception]] = []
         workers = max(1, min(self._workers, len(jobs)))
         with _progress(console, len(jobs)) as report, ProcessPoolExecutor(workers, get_context("spawn")) as pool:
+            from sim.run import simulate
+
             futures: dict[Future[dict[str, Any]], _Job] = {
                 pool.submit(simulate, job.values, job.folder): job for job in jobs
             }
@@ -99,21 +103,12 @@ class ProcessLauncher(Launcher):
         return refused
 
 
-def resolve(config: DictConfig) -> dict[str, Any]:
-    """The configuration of a run as plain values, without Hydra's own."""
-    own = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
-    values = OmegaConf.to_container(own, resolve=True)
-    assert isinstance(values, dict)
-    return {str(key): value for key, value in values.items()}
-
-
-def register() -> None:
-    """Make the launcher known to Hydra as `hydra/launcher=processes`."""
-    Plugins.instance().register(ProcessLauncher)
-    target = f"{ProcessLauncher.__module__}.{ProcessLauncher.__qualname__}"
-    ConfigStore.instance().store(
-        group="hydra/launcher", name="processes", node={"_target_": target, "workers": 0}, provider="voltana"
-    )
+ConfigStore.instance().store(
+    group="hydra/launcher",
+    name="processes",
+    node={"_target_": "hydra_plugins.voltana.ProcessLauncher", "workers": 0},
+    provider="voltana",
+)
 
 
 def _done(job: _Job) -> bool:

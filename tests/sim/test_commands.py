@@ -1,0 +1,177 @@
+"""The console scripts as a user meets them."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+import sim.commands
+from voltana.profile import read_profile
+from voltana.record import SUMMARY, RunRecord, find_records
+
+SMALL = ("rps=20", "duration_s=4")
+
+
+class Outcome(NamedTuple):
+    status: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def call(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path) -> Callable[..., Outcome]:
+    """Run a console script's function in a folder of its own."""
+
+    def go(command: Callable[[], None], *arguments: str) -> Outcome:
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(sys, "argv", [command.__name__, *arguments])
+        capfd.readouterr()
+        try:
+            command()
+            status = 0
+        except SystemExit as stop:
+            status = int(stop.code or 0)
+        return Outcome(status, *capfd.readouterr())
+
+    return go
+
+
+Call = Callable[..., Outcome]
+
+
+def test_a_run_prints_its_numbers_and_where_its_record_is(call: Call, tmp_path: Path) -> None:
+    outcome = call(sim.commands.simulate, *SMALL, f"hydra.run.dir={tmp_path}/run")
+    assert outcome.status == 0
+    summary = RunRecord(tmp_path / "run").summary
+    assert f"{summary['energy_j']['total'] / 1e3:.1f} kJ" in outcome.out
+    assert f"{summary['requests']['completed']} completed, 0 failed" in outcome.out
+    assert outcome.out.rstrip().endswith("run")
+    assert sorted(p.name for p in (tmp_path / "run").iterdir()) == [
+        "config.yaml",
+        "instances.parquet",
+        "requests.parquet",
+        "summary.json",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "says"),
+    [
+        ("rpz=3", "rpz"),
+        ("rps=-3", "rps: found -3, allowed: greater than 0"),
+        ("rps=fast", "rps: found 'fast', allowed: a valid number"),
+        ("duration_s=0", "duration_s: found 0, allowed: greater than 0"),
+        ("duration_s=1e-9", "duration_s: no request arrives within it"),
+        ("policy=voltage", "static_max"),
+        ("trace=file", "trace.path"),
+        ("trace=file trace.path=nowhere.csv", "nowhere.csv"),
+        ("trace=file trace.path=bad.csv", "bad.csv:3"),
+        (
+            "policy=static_max policy.decode_controller.clock_mhz=1000",
+            "policy.decode_controller.clock_mhz: found 1000, ",
+        ),
+        ("policy.prefill_controller.levels_mhz=[900,1410,9]", "policy.prefill_controller.levels_mhz: found 9, "),
+        ("policy.prefill_controller.margin=2", "policy.prefill_controller.margin: found 2, "),
+        ("+policy.prefill_controller.margn=2", "policy.prefill_controller.margn: unknown to EcoFreq, allowed: "),
+        ("policy.decode_router._target_=no.such.Router", "policy.decode_router._target_: found 'no.such.Router'"),
+        ("serving.decode.max_requests=0", "serving.decode.max_requests: found 0, allowed: greater than or equal to 1"),
+        ("serving.decode.kv_tokens=999999999", "serving.decode.kv_tokens: found 999999999, allowed: up to "),
+        ("serving.prefill.max_tokens=-1", "serving.prefill.max_tokens: found -1, "),
+        ("model=qwen3_32b cluster.gpus_per_host=3", "cluster.gpus_per_host: found 3, allowed: a multiple of"),
+        ("model=qwen3_32b model.tp=1 gpu.memory_gib=40", "model.tp: found 1, whose GPUs hold 34 GiB"),
+        ("slo.ttft_ms=0", "slo.ttft_ms: found 0, allowed: greater than 0"),
+        ("cluster.decode_instances=0", "cluster.decode_instances: found 0, "),
+        ("cluster.decode_instances=1.5", "cluster.decode_instances: found 1.5, "),
+        ("predictor=gone.json", "gone.json"),
+        ("engine=warp", "engine: found 'warp', allowed: "),
+        ("seed=-1", "seed: found -1, "),
+    ],
+)
+def test_bad_input_is_one_line_and_status_2(call: Call, tmp_path: Path, overrides: str, says: str) -> None:
+    (tmp_path / "bad.csv").write_text("input_tokens,output_tokens\n10,10\n10,-4\n")
+    outcome = call(sim.commands.simulate, *SMALL, "hydra.run.dir=run", *overrides.split())
+    assert outcome.status == 2
+    assert says in outcome.err
+    assert outcome.err.count("\n") == 1 and outcome.err.startswith("voltana-sim: error: ")
+    assert not (tmp_path / "run" / SUMMARY).exists()
+
+
+def test_a_sweep_runs_every_combination_and_resumes(call: Call, tmp_path: Path) -> None:
+    sweep = ("-m", *SMALL, f"hydra.sweep.dir={tmp_path}/sweep", "policy=static_max,static_1005")
+    assert call(sim.commands.simulate, *sweep, "seed=1,2").status == 0
+    records = find_records([tmp_path / "sweep"])
+    found = [(record.config["policy"]["name"], record.config["seed"]) for record in records]
+    assert found == [("static_max", 1), ("static_max", 2), ("static_1005", 1), ("static_1005", 2)]
+
+    written = {record.folder: (record.folder / SUMMARY).stat().st_mtime_ns for record in records}
+    (records[2].folder / SUMMARY).unlink()
+    again = call(sim.commands.simulate, *sweep, "seed=1,2")
+    assert "3 of them are there already" in again.err
+    changed = [f for f, time_ns in written.items() if (f / SUMMARY).stat().st_mtime_ns != time_ns]
+    assert changed == [records[2].folder]
+
+
+def test_a_sweep_finishes_the_good_runs_and_names_the_bad(call: Call, tmp_path: Path) -> None:
+    outcome = call(sim.commands.simulate, "-m", *SMALL, f"hydra.sweep.dir={tmp_path}/sweep", "rps=-1,20")
+    assert outcome.status == 2
+    assert "rps=-1: rps: found -1, allowed: greater than 0" in outcome.err
+    assert len(find_records([tmp_path / "sweep"])) == 1
+
+
+def test_an_interrupted_run_leaves_a_valid_record(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    script = "from sim.commands import simulate; simulate()"
+    arguments = ["duration_s=100000", "rps=50", "policy=static_max", f"hydra.run.dir={folder}"]
+    with subprocess.Popen([sys.executable, "-c", script, *arguments], stderr=subprocess.PIPE, text=True) as process:
+        deadline = time.monotonic() + 60
+        while not (folder / "instances.parquet").exists() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        time.sleep(1.0)
+        os.kill(process.pid, signal.SIGINT)
+        _, err = process.communicate(timeout=30)
+    assert process.returncode == 130, err
+    assert "Traceback" not in err
+    record = RunRecord(folder)
+    assert record.summary["interrupted"] is True
+    requests = record.requests()
+    assert (requests.status == "unfinished").sum() == record.summary["requests"]["unfinished"] > 0
+    assert len(record.instances()) > 0
+
+
+def test_profile_then_fit_then_use_the_predictor(call: Call, tmp_path: Path) -> None:
+    profiled = call(sim.commands.profile, "out=table.csv", "profile.clocks_mhz=[1005,1410]")
+    assert profiled.status == 0 and "table.csv" in profiled.out
+    samples = read_profile(tmp_path / "table.csv")
+    assert {sample.clock_mhz for sample in samples} == {1005, 1410}
+    fitted = call(sim.commands.fit, "table=table.csv", "out=mine.json")
+    assert fitted.status == 0 and "MAPE" in fitted.out
+    run = call(sim.commands.simulate, *SMALL, "predictor=mine.json", "hydra.run.dir=run")
+    assert run.status == 0
+
+
+@pytest.mark.parametrize(
+    ("command", "arguments", "says"),
+    [
+        (sim.commands.fit, ["table=none.csv"], "none.csv: cannot be read"),
+        (sim.commands.fit, ["table=bad.csv"], "bad.csv:2"),
+        (sim.commands.fit, ["profil=bad.csv"], "profil"),
+        (sim.commands.profile, ["profile.clocks_mhz=[1000,1410]"], "profile.clocks_mhz: found 1000"),
+        (sim.commands.profile, ["profile.clocks_mhz=[1005]"], "profile.clocks_mhz"),
+        (sim.commands.profile, ["profile.prefill.tokens=[20,10]"], "profile.prefill.tokens: found [20, 10]"),
+        (sim.commands.profile, ["profile.noise=-1"], "profile.noise: found -1"),
+    ],
+)
+def test_profile_and_fit_refuse_bad_input(
+    call: Call, tmp_path: Path, command: Callable[[], None], arguments: list[str], says: str
+) -> None:
+    header = "phase,clock_mhz,batch_size,tokens,latency_s,energy_j"
+    (tmp_path / "bad.csv").write_text(f"{header}\nprefill,1005,1,100,-0.1,\n")
+    outcome = call(command, *arguments)
+    assert outcome.status == 2
+    assert says in outcome.err and outcome.err.count("\n") == 1
