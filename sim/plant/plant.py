@@ -57,8 +57,8 @@ class Plant:
     """True physics of one instance: one model on a group of `model.tp` GPUs under one engine.
 
     Time is a sum over the operators of `sim.plant.transformer`; energy is the idle draw over the whole step plus what
-    each operator adds. Both are exact functions of the arguments: nothing here is random, nothing is remembered but
-    the coefficients per (load bin, clock).
+    each operator adds. Both are functions of the arguments alone: nothing is random, and what is remembered
+    (coefficients per load and clock, the last clock under the power limit) only saves work.
     """
 
     def __init__(self, gpu: GpuSpec, model: ModelSpec, engine: EngineSpec) -> None:
@@ -68,6 +68,7 @@ class Plant:
         self._transformer = Transformer(model)
         self._clocks = gpu.clocks()
         self._limit_w = model.tp * gpu.power_limit_w
+        self._last_clock = 0.0
         self._prefill_ops: dict[float, Operators] = {}
         self._decode_ops: dict[float, Operators] = {}
         self._prefill_lines: dict[tuple[int, int, float], _PrefillLine] = {}
@@ -106,11 +107,11 @@ class Plant:
         heads = -(-requests // 64) * 64
 
         def run(clock: float) -> tuple[float, float]:
-            return (self._prefill_lines.get((rows, heads, clock)) or self._prefill_line(rows, heads, clock)).run(
-                token_pairs
-            )
+            line = self._prefill_lines.get((rows, heads, clock)) or self._prefill_line(rows, heads, clock)
+            return line.run(token_pairs)
 
-        seconds, joules, clock = under_limit(run, self._clocks, clock_mhz, self._limit_w)
+        seconds, joules, clock = under_limit(run, self._clocks, clock_mhz, self._limit_w, self._last_clock)
+        self._last_clock = clock
         return Step(seconds, joules / seconds, clock)
 
     def _prefill_line(self, rows: int, requests: int, clock: float) -> _PrefillLine:

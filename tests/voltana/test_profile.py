@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from voltana.errors import UserError
@@ -24,7 +24,8 @@ samples = st.builds(
 )
 
 
-@given(st.lists(samples, max_size=20))
+@settings(max_examples=50)
+@given(st.lists(samples, max_size=10))
 def test_round_trip(tmp_path_factory: pytest.TempPathFactory, written: list[Sample]) -> None:
     path = tmp_path_factory.getbasetemp() / "profiles" / "p.csv"
     write_profile(path, written)

@@ -1,0 +1,107 @@
+"""Imports go the ways that the design allows, and never in a circle."""
+
+import ast
+from collections.abc import Iterator
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+import voltana
+
+ROOT = Path(voltana.__file__).parents[1]
+MAY_IMPORT = {
+    "voltana": set(),
+    "traces": {"voltana"},
+    "sim": {"traces", "voltana"},
+    "live": {"traces", "voltana", "sim.plant"},
+    "analysis": {"traces", "voltana"},
+}
+
+
+def modules(package: str) -> dict[str, Path]:
+    """Every module of a package by its dotted name."""
+    found = {}
+    for path in sorted((ROOT / package).rglob("*.py")):
+        parts = path.relative_to(ROOT).with_suffix("").parts
+        found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return found
+
+
+ALL = {name: path for package in MAY_IMPORT for name, path in modules(package).items()}
+
+
+def imports(name: str) -> set[str]:
+    """Our modules that a module imports, inside functions too."""
+    return {found for found in map(_ours, _imported(name)) if found}
+
+
+def _imported(name: str) -> Iterator[str]:
+    package = name if ALL[name].name == "__init__.py" else name.rpartition(".")[0]
+    for node in ast.walk(ast.parse(ALL[name].read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            above = ".".join(package.split(".")[: len(package.split(".")) - node.level + 1]) if node.level else ""
+            base = ".".join(filter(None, (above, node.module)))
+            yield from (f"{base}.{alias.name}" for alias in node.names)
+
+
+def _ours(dotted: str) -> str | None:
+    """The module that a dotted name leads to, if it is one of ours."""
+    while dotted and dotted not in ALL:
+        dotted = dotted.rpartition(".")[0]
+    return dotted or None
+
+
+def within(name: str, package: str) -> bool:
+    return name == package or name.startswith(package + ".")
+
+
+@pytest.mark.parametrize("package", MAY_IMPORT)
+def test_imports_follow_the_arrows(package: str) -> None:
+    allowed = {package, *MAY_IMPORT[package]}
+    wrong = {
+        f"{name} imports {other}"
+        for name in modules(package)
+        for other in imports(name)
+        if not any(within(other, each) for each in allowed)
+    }
+    assert not wrong
+
+
+def test_the_plant_stands_alone() -> None:
+    wrong = {
+        f"{name} imports {other}"
+        for name in modules("sim/plant")
+        for other in imports(name)
+        if within(other, "sim") and not within(other, "sim.plant")
+    }
+    assert not wrong
+
+
+def test_the_policy_library_knows_no_world() -> None:
+    roots = {
+        (node.module if isinstance(node, ast.ImportFrom) else alias.name).split(".")[0]
+        for name in modules("voltana")
+        for node in ast.walk(ast.parse(ALL[name].read_text()))
+        if isinstance(node, ast.Import | ast.ImportFrom)
+        for alias in node.names
+        if not isinstance(node, ast.ImportFrom) or node.module
+    }
+    assert not roots & {"simpy", "pynvml", "requests", "httpx", "aiohttp", "urllib", "http", "sglang"}
+
+
+def test_no_import_circles() -> None:
+    graph = {name: imports(name) - {name} for name in ALL}
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        pytest.fail(" -> ".join(error.args[1]))
+
+
+def test_the_walk_sees_imports() -> None:
+    assert "voltana.ecopred" in imports("voltana.frequency")
+    assert "voltana.errors" in imports("voltana.build")
+    assert "hydra" not in {name.split(".")[0] for name in imports("voltana.cli")}
+    assert len(ALL) > 20

@@ -1,0 +1,214 @@
+"""A policy gets what it asks for by name, its parameters from YAML, and every mistake is one line with its key."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hydra import compose, initialize_config_module
+from hydra.core.global_hydra import GlobalHydra
+from omegaconf import OmegaConf
+
+import conf
+from voltana import checks
+from voltana.build import OFFERED, build_policy
+from voltana.ecopred import EcoPred
+from voltana.errors import UserError
+from voltana.state import Decision, InstanceLoad, LoadSnapshot, RequestInfo, Slo
+
+CONF = Path(next(iter(conf.__path__)))
+IDLE = LoadSnapshot(0.0, 1410, 0, 0, 0, 0, 0.0, 0, 0)
+
+Offers = dict[str, Callable[[], Any]]
+
+
+def options(group: str) -> list[str]:
+    return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+
+
+class Plain:
+    """Asks for nothing."""
+
+
+class Curious:
+    """Asks for two of the things offered and has a parameter of its own."""
+
+    def __init__(self, seed: int, phase: str, *, gain: float = 1.0) -> None:
+        self.got = (seed, phase, checks.number("gain", gain, above=0))
+
+
+class Demanding:
+    """Has a parameter without a default."""
+
+    def __init__(self, *, target_w: float) -> None:
+        self.target_w = target_w
+
+
+class Cheating:
+    """Asks for the truth."""
+
+    def __init__(self, slo: Slo, plant: object, requests: object) -> None:
+        raise AssertionError("must not be built")
+
+
+class Broken:
+    """Has a bug."""
+
+    def __init__(self) -> None:
+        raise ZeroDivisionError("our bug")
+
+
+def target(policy: type) -> str:
+    return f"{__name__}.{policy.__name__}"
+
+
+def nothing() -> Any:
+    raise AssertionError("must not be asked for")
+
+
+NOTHING: Offers = dict.fromkeys(OFFERED, nothing)
+
+
+@pytest.fixture
+def offers(slo: Slo, clocks: tuple[int, ...], predictor: EcoPred) -> Offers:
+    return {
+        "phase": lambda: "decode",
+        "slo": lambda: slo,
+        "clocks_mhz": lambda: clocks,
+        "predictor": lambda: predictor,
+        "seed": lambda: 7,
+    }
+
+
+def test_injects_by_name_whatever_the_order(offers: Offers) -> None:
+    built = build_policy("policy.x", {"_target_": target(Curious), "gain": 2}, offers)
+    assert built.got == (7, "decode", 2)
+
+
+def test_nothing_is_made_that_was_not_asked_for() -> None:
+    assert isinstance(build_policy("policy.x", {"_target_": target(Plain)}, NOTHING), Plain)
+    made = NOTHING | {"seed": lambda: 3, "phase": lambda: "prefill"}
+    assert build_policy("policy.x", {"_target_": target(Curious)}, made).got == (3, "prefill", 1.0)
+
+
+def test_nothing_is_made_for_a_policy_that_is_refused() -> None:
+    with pytest.raises(UserError):
+        build_policy("policy.x", {"_target_": target(Curious), "gian": 2}, NOTHING)
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"gain": 1}, "policy.x._target_: found None, allowed: the dotted path of a class"),
+        ({"_target_": 5}, "policy.x._target_: found 5, allowed: the dotted path of a class"),
+        (
+            {"_target_": "nowhere.Policy"},
+            "policy.x._target_: found 'nowhere.Policy', allowed: the dotted path of a class (",
+        ),
+        ({"_target_": "voltana.frequency.Nope"}, "policy.x._target_: found 'voltana.frequency.Nope', allowed: "),
+        (
+            {"_target_": "voltana.build.build_policy"},
+            "policy.x._target_: found 'voltana.build.build_policy', allowed: ",
+        ),
+        ({"_target_": target(Curious), "gian": 2}, "policy.x.gian: unknown to Curious, allowed: gain"),
+        ({"_target_": target(Curious), "seed": 2}, "policy.x.seed: unknown to Curious, allowed: gain"),
+        ({"_target_": target(Plain), "gain": 2}, "policy.x.gain: unknown to Plain, allowed: no parameters"),
+        ({"_target_": target(Demanding)}, "policy.x.target_w: missing; Demanding has no default for it"),
+        ({"_target_": target(Cheating)}, f"policy.x: Cheating asks for plant, requests, offered: {', '.join(OFFERED)}"),
+        ({"_target_": target(Curious), "gain": -1}, "policy.x.gain: found -1, allowed: a number > 0"),
+    ],
+)
+def test_a_mistake_is_named_with_its_key(offers: Offers, config: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError) as caught:
+        build_policy("policy.x", config, offers)
+    assert str(caught.value).startswith(message)
+    assert "\n" not in str(caught.value)
+
+
+def test_bad_input_of_an_offer_keeps_its_own_name() -> None:
+    def missing_file() -> Any:
+        raise UserError("ecopred.json: cannot be read")
+
+    config = {"_target_": "voltana.routing.EcoRoute"}
+    offers = NOTHING | {"slo": lambda: Slo(1, 1), "clocks_mhz": lambda: (1005, 1410), "predictor": missing_file}
+    with pytest.raises(UserError, match=r"^ecopred\.json: cannot be read$"):
+        build_policy("policy.x", config, offers)
+
+
+def test_a_bug_is_not_told_as_bad_input() -> None:
+    with pytest.raises(ZeroDivisionError):
+        build_policy("policy.x", {"_target_": target(Broken)}, NOTHING)
+
+
+# What we ship.
+
+
+@pytest.fixture
+def hydra() -> Iterator[None]:
+    with initialize_config_module("conf", version_base="1.3"):
+        yield
+    GlobalHydra.instance().clear()
+
+
+def composed(*overrides: str) -> dict[str, Any]:
+    """The policy part of `conf/sim.yaml`, without the launcher of sweeps."""
+    config = compose("sim", ["hydra/launcher=basic", *overrides])
+    values = OmegaConf.to_container(config.policy, resolve=True)
+    assert isinstance(values, dict)
+    return {str(key): value for key, value in values.items()}
+
+
+def assert_decides(controller: Any, clocks: tuple[int, ...]) -> None:
+    decision = controller.decide(IDLE)
+    assert isinstance(decision, Decision)
+    assert decision.clock_mhz in clocks
+
+
+def assert_routes(router: Any) -> None:
+    assert router.route(RequestInfo(0, 0.0, 100), [InstanceLoad(1410, 200, 9000)] * 2) in (0, 1)
+
+
+@pytest.mark.usefixtures("hydra")
+@pytest.mark.parametrize("name", options("frequency"))
+@pytest.mark.parametrize("phase", ["prefill", "decode"])
+def test_every_controller_we_ship_builds(offers: Offers, clocks: tuple[int, ...], name: str, phase: str) -> None:
+    config = composed("policy=static_max", f"frequency@policy.{phase}_controller={name}")[f"{phase}_controller"]
+    controller = build_policy("policy.x", config, offers | {"phase": lambda: phase})
+    assert_decides(controller, clocks)
+
+
+@pytest.mark.usefixtures("hydra")
+@pytest.mark.parametrize("name", options("router"))
+@pytest.mark.parametrize("phase", ["prefill", "decode"])
+def test_every_router_we_ship_builds(offers: Offers, name: str, phase: str) -> None:
+    config = composed("policy=static_max", f"router@policy.{phase}_router={name}")[f"{phase}_router"]
+    assert_routes(build_policy("policy.x", config, offers | {"phase": lambda: phase}))
+
+
+@pytest.mark.usefixtures("hydra")
+@pytest.mark.parametrize("name", options("policy"))
+def test_every_bundle_we_ship_composes_and_builds(offers: Offers, clocks: tuple[int, ...], name: str) -> None:
+    policy = composed(f"policy={name}")
+    parts = {f"{phase}_{part}" for phase in ("prefill", "decode") for part in ("controller", "router")}
+    assert set(policy) == {"name", *parts}
+    assert policy["name"] == name
+    for phase in ("prefill", "decode"):
+        mine = offers | {"phase": lambda phase=phase: phase}
+        assert_decides(build_policy("policy.x", policy[f"{phase}_controller"], mine), clocks)
+        assert_routes(build_policy("policy.x", policy[f"{phase}_router"], mine))
+
+
+@pytest.mark.usefixtures("hydra")
+def test_the_released_controller_differs_from_the_published_in_its_margin_alone() -> None:
+    published, released = (composed(f"policy={name}")["decode_controller"] for name in ("voltana", "voltana_released"))
+    assert (published["margin"], released["margin"]) == (0.0, -0.35)
+    assert published | {"margin": None} == released | {"margin": None}
+
+
+@pytest.mark.parametrize("group", ["frequency", "router"])
+def test_every_part_we_ship_says_what_it_is(group: str) -> None:
+    for name in options(group):
+        text = (CONF / group / f"{name}.yaml").read_text()
+        assert text.startswith("# ")
+        assert {"_target_", "defaults"} & set(yaml.safe_load(text))

@@ -1,0 +1,118 @@
+"""The accounts of a router: what it sent is counted once, from the moment it is sent until it is seen to end."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from voltana.dispatch import Dispatcher
+from voltana.routing import RandomRouter, RoundRobin
+from voltana.state import InstanceLoad, LoadSnapshot, RequestInfo
+
+START_MHZ = 1410
+
+
+def request(prompt_tokens: int) -> RequestInfo:
+    return RequestInfo(0, 0.0, prompt_tokens)
+
+
+def telemetry(batch: tuple[int, int], queue: tuple[int, int], arrived: tuple[int, int]) -> LoadSnapshot:
+    """From (requests, tokens) of the batch, the queue and all that ever arrived."""
+    return LoadSnapshot(1.0, 1005, *batch, *queue, 0.0, *arrived)
+
+
+class Recording:
+    """Sends everything to one instance and keeps what it was shown."""
+
+    def __init__(self, choice: int) -> None:
+        self.choice = choice
+        self.shown: list[Sequence[InstanceLoad]] = []
+
+    def route(self, request: RequestInfo, candidates: Sequence[InstanceLoad]) -> int:
+        self.shown.append(list(candidates))
+        return self.choice
+
+
+def test_before_telemetry_a_candidate_has_what_it_was_sent() -> None:
+    router = Recording(1)
+    dispatcher = Dispatcher(router, 2, START_MHZ)
+    for tokens in (100, 50):
+        dispatcher.dispatch(request(tokens))
+    nothing = InstanceLoad(START_MHZ, 0, 0)
+    assert router.shown == [[nothing, nothing], [nothing, InstanceLoad(START_MHZ, 1, 100)]]
+    assert dispatcher.loads() == [nothing, InstanceLoad(START_MHZ, 2, 150)]
+
+
+def test_what_telemetry_shows_is_not_counted_again() -> None:
+    dispatcher = Dispatcher(RoundRobin(), 1, START_MHZ)
+    for tokens in (100, 50, 30):
+        dispatcher.dispatch(request(tokens))
+    on_the_way = telemetry(batch=(1, 100), queue=(0, 0), arrived=(1, 100))
+    dispatcher.observe(0, on_the_way)
+    assert dispatcher.loads() == [InstanceLoad(1005, 3, 180)]
+    dispatcher.observe(0, telemetry(batch=(1, 100), queue=(2, 80), arrived=(3, 180)))
+    assert dispatcher.loads() == [InstanceLoad(1005, 3, 180)]
+    dispatcher.observe(0, telemetry(batch=(1, 31), queue=(0, 0), arrived=(3, 180)))
+    assert dispatcher.loads() == [InstanceLoad(1005, 1, 31)]
+
+
+def test_telemetry_of_one_instance_says_nothing_of_another() -> None:
+    dispatcher = Dispatcher(RoundRobin(), 2, START_MHZ)
+    dispatcher.observe(1, telemetry(batch=(5, 500), queue=(0, 0), arrived=(0, 0)))
+    assert dispatcher.loads() == [InstanceLoad(START_MHZ, 0, 0), InstanceLoad(1005, 5, 500)]
+
+
+@pytest.mark.parametrize("choice", [-1, 2])
+def test_a_candidate_that_does_not_exist_is_refused_and_not_counted(choice: int) -> None:
+    dispatcher = Dispatcher(Recording(choice), 2, START_MHZ)
+    with pytest.raises(IndexError, match=f"Recording chose {choice} of 2 instances"):
+        dispatcher.dispatch(request(1))
+    assert dispatcher.loads() == [InstanceLoad(START_MHZ, 0, 0)] * 2
+
+
+@dataclass
+class Server:
+    """An instance as a set of prompts: on their way, queued, running, finished."""
+
+    coming: list[int] = field(default_factory=list)
+    queue: list[int] = field(default_factory=list)
+    batch: list[int] = field(default_factory=list)
+    finished: list[int] = field(default_factory=list)
+    finished_when_seen: list[int] = field(default_factory=list)
+
+    def step(self, action: str) -> None:
+        source, target = {
+            "arrive": (self.coming, self.queue),
+            "start": (self.queue, self.batch),
+            "finish": (self.batch, self.finished),
+        }[action]
+        if source:
+            target.append(source.pop(0))
+
+    def publish(self) -> LoadSnapshot:
+        self.finished_when_seen = list(self.finished)
+        arrived = self.queue + self.batch + self.finished
+        batch, queue, ever = ((len(prompts), sum(prompts)) for prompts in (self.batch, self.queue, arrived))
+        return telemetry(batch, queue, ever)
+
+
+actions = st.sampled_from(["send", "arrive", "start", "finish", "publish"])
+
+
+@given(st.lists(st.tuples(actions, st.integers(0, 2), st.integers(1, 1000)), max_size=80))
+def test_the_router_sees_what_was_sent_less_what_it_saw_end(steps: list[tuple[str, int, int]]) -> None:
+    dispatcher = Dispatcher(RandomRouter(1), 3, START_MHZ)
+    servers = [Server() for _ in range(3)]
+    for action, index, tokens in steps:
+        if action == "send":
+            servers[dispatcher.dispatch(request(tokens))].coming.append(tokens)
+        elif action == "publish":
+            dispatcher.observe(index, servers[index].publish())
+        else:
+            servers[index].step(action)
+        for server, seen in zip(servers, dispatcher.loads(), strict=True):
+            sent = server.coming + server.queue + server.batch + server.finished
+            assert seen.requests == len(sent) - len(server.finished_when_seen)
+            assert seen.tokens == sum(sent) - sum(server.finished_when_seen)

@@ -1,0 +1,51 @@
+"""What crosses the border to a policy is immutable and holds numbers that a live system can know."""
+
+from dataclasses import FrozenInstanceError, fields
+from types import NoneType
+from typing import get_args, get_type_hints
+
+import pytest
+
+from voltana.state import Decision, InstanceLoad, LoadSnapshot, RequestInfo, Slo
+
+MESSAGES = [LoadSnapshot, InstanceLoad, RequestInfo, Decision, Slo]
+
+
+def numbers(message: type) -> list[object]:
+    return list(range(len(fields(message))))
+
+
+@pytest.mark.parametrize("message", MESSAGES)
+def test_immutable(message: type) -> None:
+    made = message(*numbers(message))
+    for field in fields(message):
+        with pytest.raises(FrozenInstanceError):
+            setattr(made, field.name, 1)
+    with pytest.raises((TypeError, AttributeError)):
+        made.truth = 1
+    assert made == message(*numbers(message))
+    assert len({made, message(*numbers(message))}) == 1
+
+
+@pytest.mark.parametrize("message", MESSAGES)
+def test_holds_nothing_but_numbers(message: type) -> None:
+    for hint in get_type_hints(message).values():
+        assert {*(get_args(hint) or (hint,))} <= {int, float, NoneType}
+
+
+@pytest.mark.parametrize("message", MESSAGES)
+def test_knows_nothing_of_the_future(message: type) -> None:
+    names = {field.name for field in fields(message)}
+    assert not {name for name in names if any(word in name for word in ("output", "finish", "remaining", "true"))}
+
+
+@pytest.mark.parametrize(
+    ("message", "expected"),
+    [
+        (RequestInfo, {"request_id", "arrival_s", "prompt_tokens"}),
+        (InstanceLoad, {"clock_mhz", "requests", "tokens"}),
+        (Decision, {"clock_mhz", "ask_again_s"}),
+    ],
+)
+def test_a_new_field_is_a_decision(message: type, expected: set[str]) -> None:
+    assert {field.name for field in fields(message)} == expected
