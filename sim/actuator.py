@@ -7,7 +7,7 @@ while a call is under way later ones wait, and only the last of those is execute
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Sequence, Set
 from dataclasses import dataclass
 
 import simpy
@@ -19,6 +19,12 @@ class Actuation:
 
     block_s: float
     settle_s: float
+
+
+def check_clock(clock_mhz: int, supported_mhz: Set[int]) -> None:
+    """Refuse a command for a clock that the GPU does not have: a bug of the policy."""
+    if clock_mhz not in supported_mhz:
+        raise ValueError(f"a policy commanded {clock_mhz!r} MHz, which the GPU does not have")
 
 
 class Actuator:
@@ -53,7 +59,7 @@ class Actuator:
 
     def start_at(self, clock_mhz: int) -> None:
         """Set the clock before the run, at no cost."""
-        self._check(clock_mhz)
+        check_clock(clock_mhz, self._supported)
         self.commanded_mhz = self._driven_mhz = clock_mhz
         self._apply(clock_mhz)
 
@@ -61,16 +67,12 @@ class Actuator:
         """Ask for a clock; nothing happens if it is the one commanded last."""
         if clock_mhz == self.commanded_mhz:
             return
-        self._check(clock_mhz)
+        check_clock(clock_mhz, self._supported)
         self.commanded_mhz = clock_mhz
         self.changes += 1
         if not self._driving:
             self._driving = True
             self._env.process(self._drive())
-
-    def _check(self, clock_mhz: int) -> None:
-        if clock_mhz not in self._supported:
-            raise ValueError(f"a policy commanded {clock_mhz!r} MHz, which the GPU does not have")
 
     def _drive(self) -> Generator[simpy.Event]:
         while self._driven_mhz != self.commanded_mhz:

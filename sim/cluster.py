@@ -72,9 +72,6 @@ class Cluster:
         self._all_arrived = False
         self._hosts: dict[int, simpy.Resource] = {}
         self._links = Links(self._env, spec.link)
-        start_mhz = spec.plant.gpu.clocks()[-1]
-        self._to_prefill = Dispatcher(spec.prefill_router, len(spec.prefill_controllers), start_mhz)
-        self._to_decode = Dispatcher(spec.decode_router, len(spec.decode_controllers), start_mhz)
         self._prefill = [
             PrefillInstance(
                 *self._shared(i, "prefill", controller, write_row),
@@ -93,6 +90,9 @@ class Cluster:
             )
             for i, controller in enumerate(spec.decode_controllers)
         ]
+
+        self._to_prefill = Dispatcher(spec.prefill_router, [_telemetry_of(i) for i in self._prefill])
+        self._to_decode = Dispatcher(spec.decode_router, [_telemetry_of(i) for i in self._decode])
 
     @property
     def instances(self) -> list[Instance]:
@@ -118,7 +118,6 @@ class Cluster:
         self, index: int, phase: Phase, controller: FrequencyController, write_row: Callable[[InstanceRow], None]
     ) -> tuple[object, ...]:
         """The arguments both kinds of instance take."""
-        dispatcher = self._to_prefill if phase == "prefill" else self._to_decode
         first_gpu = index if phase == "prefill" else index + len(self._spec.prefill_controllers)
         host = first_gpu * self._spec.plant.model.tp // self._spec.gpus_per_host
         return (
@@ -126,12 +125,8 @@ class Cluster:
             self._spec.plant,
             Meter(f"{phase}-{index}", phase, write_row),
             controller,
-            partial(self._publish, dispatcher, index),
             partial(self._drive, host),
         )
-
-    def _publish(self, dispatcher: Dispatcher, index: int, load: LoadSnapshot) -> None:
-        dispatcher.observe(index, load)
 
     def _drive(self, host: int, apply: Callable[[int], None]) -> Actuator:
         if host not in self._hosts:
@@ -160,7 +155,7 @@ class Cluster:
         if job.request.input_tokens >= self._spec.decode_limits.kv_tokens:
             self._fail(job)
             return
-        job.prefill = self._to_prefill.dispatch(_info(job))
+        job.prefill = self._to_prefill.dispatch(info(job))
         self._prefill[job.prefill].submit(job)
 
     def _prefilled(self, job: Job) -> None:
@@ -168,7 +163,7 @@ class Cluster:
         if job.finished:
             self._end(job)
             return
-        job.decode = self._to_decode.dispatch(_info(job))
+        job.decode = self._to_decode.dispatch(info(job))
         self._env.process(self._hand_over(job, job.prefill or 0, job.decode))
 
     def _hand_over(self, job: Job, source: int, target: int) -> Generator[simpy.Event, object, None]:
@@ -189,6 +184,11 @@ class Cluster:
             self._done.succeed()
 
 
-def _info(job: Job) -> RequestInfo:
+def _telemetry_of(instance: Instance) -> Callable[[], LoadSnapshot]:
+    return lambda: instance.telemetry
+
+
+def info(job: Job) -> RequestInfo:
+    """A request as routers see it."""
     request = job.request
     return RequestInfo(request.request_id, request.arrival_s, request.input_tokens)

@@ -146,7 +146,7 @@ class SimConfig(PlantConfig):
     duration_s: Positive | None
     requests: Count | None
     seed: Seed
-    engine: Literal["reference"]
+    engine: Literal["fast", "reference"]
     predictor: str
 
 

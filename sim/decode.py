@@ -72,6 +72,7 @@ class DecodeInstance(Instance):
             queued=len(self._waiting),
             queued_tokens=self._waiting_tokens,
             longest_wait_s=0.0,
+            idle_s=self.idle_s,
             arrived_requests=self.arrived_requests,
             arrived_tokens=self.arrived_tokens,
         )

@@ -27,11 +27,12 @@ class Instance(ABC):
     """One model instance on the GPUs of its TP group.
 
     Args:
-        publish: takes the telemetry, once per iteration and when the instance goes idle.
         drive: makes the actuator, given what to call when a clock comes into force.
     """
 
     phase: Phase
+    telemetry: LoadSnapshot
+    """Published last: at the start of every iteration, and when the instance goes idle."""
 
     def __init__(
         self,
@@ -39,7 +40,6 @@ class Instance(ABC):
         plant: Plant,
         meter: Meter,
         controller: FrequencyController,
-        publish: Callable[[LoadSnapshot], None],
         drive: Callable[[Callable[[int], None]], Actuator],
     ) -> None:
         self.env = env
@@ -49,11 +49,11 @@ class Instance(ABC):
         self.arrived_requests = 0
         self.arrived_tokens = 0
         self._controller = controller
-        self._publish = publish
         self._clock_changed = env.event()
         self._wake = env.event()
         self.actuator = drive(self._set_clock)
-        self._ask_at_s = math.inf
+        self._ask_when_idle_s: float | None = None
+        self._last_end_s: float | None = -math.inf
         self._power_w = 0.0
         self._metered_s = 0.0
 
@@ -76,6 +76,7 @@ class Instance(ABC):
     def start(self) -> None:
         """Begin at the clock the controller wants before any load."""
         self.actuator.start_at(self._controller.decide(self.load()).clock_mhz)
+        self.telemetry = self.load()
         self._metered_s = self.env.now
         self.env.process(self.run())
 
@@ -94,8 +95,10 @@ class Instance(ABC):
         while True:
             while not self.form_batch():
                 yield from self._idle()
+            self._last_end_s = None
             self._ask()
             yield from self._iterate()
+            self._last_end_s = self.env.now
             self.complete()
 
     def _iterate(self) -> Process:
@@ -110,26 +113,34 @@ class Instance(ABC):
             self._meter_up()
             left = 0.0 if end.processed else left - (self.env.now - started) / step.duration_s
 
+    @property
+    def idle_s(self) -> float:
+        """Time since the last iteration ended, infinite before the first; 0 while one runs."""
+        return 0.0 if self._last_end_s is None else self.env.now - self._last_end_s
+
     def _idle(self) -> Process:
         """Wait for work; ask the controller meanwhile if it wished so."""
-        self._publish(self.load())
+        self.telemetry = self.load()
         self._wake = self.env.event()
+        asked_s = 0.0
         while not self._wake.triggered:
             self._enter(self.plant.idle_power_w(self.clock_mhz))
             awaited = self._wake | self._clock_changed
-            if self._ask_at_s < math.inf:
-                awaited |= self.env.timeout(max(0.0, self._ask_at_s - self.env.now))
+            ask_s = self._ask_when_idle_s
+            if ask_s is not None and ask_s > asked_s:
+                awaited |= self.env.timeout(max(0.0, ask_s - self.idle_s))
             yield awaited
             self._meter_up()
-            if not self._wake.triggered and self.env.now >= self._ask_at_s - TIME_RESOLUTION_S:
+            if self._wake.triggered or ask_s is None or ask_s <= asked_s:
+                continue
+            if self.idle_s >= ask_s - TIME_RESOLUTION_S:
+                asked_s = ask_s
                 self._ask()
 
     def _ask(self) -> None:
-        load = self.load()
-        self._publish(load)
-        decision = self._controller.decide(load)
-        again = decision.ask_again_s
-        self._ask_at_s = math.inf if again is None else self.env.now + again
+        self.telemetry = self.load()
+        decision = self._controller.decide(self.telemetry)
+        self._ask_when_idle_s = decision.ask_when_idle_s
         self.actuator.command(decision.clock_mhz)
 
     def _set_clock(self, clock_mhz: int) -> None:

@@ -41,9 +41,12 @@ class Meter:
 
     def spend(self, power_w: float, duration_s: float) -> None:
         """The instance drew this power for this long in its present state."""
-        energy = power_w * duration_s
-        self.totals.energy_j += energy
-        self._row_energy_j += energy
+        self.add(power_w * duration_s)
+
+    def add(self, energy_j: float) -> None:
+        """The instance used this much in its present state."""
+        self.totals.energy_j += energy_j
+        self._row_energy_j += energy_j
 
     def flush(self, now_s: float) -> None:
         """End the open row."""

@@ -36,6 +36,74 @@ class Slice(NamedTuple):
         return self.tokens * self.job.prefilled + self.tokens * (self.tokens + 1) / 2
 
 
+class PrefillQueue:
+    """The queue of an instance and the batch that is taken from its head."""
+
+    def __init__(self, limits: PrefillLimits) -> None:
+        self._limits = limits
+        self._jobs: deque[Job] = deque()
+        self._cut = False
+        self.tokens = 0
+        """Prompt tokens waiting, those of the batch not counted."""
+        self.batch: list[Slice] = []
+        self.batch_tokens = 0
+        self.batch_pairs = 0.0
+
+    def __len__(self) -> int:
+        """Requests waiting; one that is cut, part of it in the batch, is not among them."""
+        return len(self._jobs) - self._cut
+
+    def add(self, job: Job) -> None:
+        """Take a request."""
+        self._jobs.append(job)
+        self.tokens += job.request.input_tokens
+
+    def longest_wait_s(self, now_s: float) -> float:
+        """Longest time since arrival in the batch; 0 without one."""
+        if not self.batch:
+            return 0.0
+        return now_s - min(part.job.request.arrival_s for part in self.batch)
+
+    def form_batch(self, now_s: float) -> bool:
+        """Take from the head of the queue what the limits allow; False if there is nothing."""
+        limits = self._limits
+        room = limits.max_tokens if limits.chunk_tokens is None else min(limits.max_tokens, limits.chunk_tokens)
+        while self._jobs and len(self.batch) < limits.max_requests:
+            job = self._jobs[0]
+            rest = job.request.input_tokens - job.prefilled
+            tokens = rest if limits.chunk_tokens is None else min(rest, room)
+            if tokens == 0 or (tokens > room and self.batch):
+                break
+            room -= tokens
+            self._take(Slice(job, tokens), now_s)
+            if tokens < rest:
+                self._cut = True
+                break
+            self._jobs.popleft()
+        return bool(self.batch)
+
+    def _take(self, part: Slice, now_s: float) -> None:
+        self.batch.append(part)
+        self.tokens -= part.tokens
+        self.batch_tokens += part.tokens
+        self.batch_pairs += part.pairs
+        if part.job.prefill_start_s is None:
+            part.job.prefill_start_s = now_s
+
+    def complete_batch(self) -> list[Job]:
+        """The batch is computed; return the requests whose prompts are complete with it."""
+        done = []
+        for job, tokens in self.batch:
+            job.prefilled += tokens
+            if job.prefilled == job.request.input_tokens:
+                done.append(job)
+        self.batch = []
+        self.batch_tokens = 0
+        self.batch_pairs = 0.0
+        self._cut = False
+        return done
+
+
 class PrefillInstance(Instance):
     """See the module; `finished` takes a job with its first token made."""
 
@@ -43,71 +111,43 @@ class PrefillInstance(Instance):
 
     def __init__(self, *shared: Any, limits: PrefillLimits, finished: Callable[[Job], None]) -> None:
         super().__init__(*shared)
-        self._limits = limits
+        self._queue = PrefillQueue(limits)
         self._finished = finished
-        self._queue: deque[Job] = deque()
-        self._queued_tokens = 0
-        self._batch: list[Slice] = []
-        self._batch_tokens = 0
-        self._batch_pairs = 0.0
 
     def submit(self, job: Job) -> None:
         """Take a request."""
-        self._queue.append(job)
-        self._queued_tokens += job.request.input_tokens
+        self._queue.add(job)
         self.arrived_requests += 1
         self.arrived_tokens += job.request.input_tokens
         self.wake()
 
     def load(self) -> LoadSnapshot:
         """Telemetry of this instant."""
-        now = self.env.now
-        waits = (now - part.job.request.arrival_s for part in self._batch)
+        queue, now = self._queue, self.env.now
         return LoadSnapshot(
             time_s=now,
             clock_mhz=self.actuator.commanded_mhz,
-            batch_size=len(self._batch),
-            batch_tokens=self._batch_tokens,
-            queued=len(self._queue),
-            queued_tokens=self._queued_tokens,
-            longest_wait_s=max(waits, default=0.0),
+            batch_size=len(queue.batch),
+            batch_tokens=queue.batch_tokens,
+            queued=len(queue),
+            queued_tokens=queue.tokens,
+            longest_wait_s=queue.longest_wait_s(now),
+            idle_s=self.idle_s,
             arrived_requests=self.arrived_requests,
             arrived_tokens=self.arrived_tokens,
         )
 
     def form_batch(self) -> bool:
-        """Take from the head of the queue what the limits allow."""
-        limits = self._limits
-        room = limits.max_tokens if limits.chunk_tokens is None else min(limits.max_tokens, limits.chunk_tokens)
-        while self._queue and len(self._batch) < limits.max_requests:
-            job = self._queue[0]
-            rest = job.request.input_tokens - job.prefilled
-            tokens = rest if limits.chunk_tokens is None else min(rest, room)
-            if tokens == 0 or (tokens > room and self._batch):
-                break
-            room -= tokens
-            self._batch.append(Slice(job, tokens))
-            if tokens < rest:
-                break
-            self._queue.popleft()
-        self._batch_tokens = sum(part.tokens for part in self._batch)
-        self._batch_pairs = sum(part.pairs for part in self._batch)
-        self._queued_tokens -= self._batch_tokens
-        for part in self._batch:
-            if part.job.prefill_start_s is None:
-                part.job.prefill_start_s = self.env.now
-        return bool(self._batch)
+        """Take a batch from the queue."""
+        return self._queue.form_batch(self.env.now)
 
     def step(self) -> Step:
         """Cost of the batch at the present clock."""
-        return self.plant.prefill(len(self._batch), self._batch_tokens, self._batch_pairs, self.clock_mhz)
+        queue = self._queue
+        return self.plant.prefill(len(queue.batch), queue.batch_tokens, queue.batch_pairs, self.clock_mhz)
 
     def complete(self) -> None:
         """Hand on the requests whose prompts are computed, first token made."""
-        batch, self._batch = self._batch, []
-        self._batch_tokens = 0
-        for job, tokens in batch:
-            job.prefilled += tokens
-            if job.prefilled == job.request.input_tokens:
-                job.first_token(self.env.now)
-                self._finished(job)
+        for job in self._queue.complete_batch():
+            job.first_token(self.env.now)
+            self._finished(job)

@@ -17,7 +17,7 @@ class Recorder:
 
     def __init__(self, writer: RecordWriter, slo: Slo, policy: Mapping[str, Any]) -> None:
         self._writer = writer
-        self._itl_slo_s = slo.itl_s
+        self.itl_slo_s = slo.itl_s
         self._summary = SummaryBuilder("sim", slo, policy)
         self._in_flight: set[Job] = set()
 
@@ -39,8 +39,12 @@ class Recorder:
 
     def token_gap(self, gap_s: float) -> None:
         """A token came so long after the one before."""
-        self._summary.gaps += 1
-        self._summary.gaps_in_slo += gap_s <= self._itl_slo_s
+        self.token_gaps(1, gap_s <= self.itl_slo_s)
+
+    def token_gaps(self, gaps: int, within_slo: int) -> None:
+        """So many tokens came, and so many of them within the objective after the one before."""
+        self._summary.gaps += gaps
+        self._summary.gaps_in_slo += within_slo
 
     def ended(self, job: Job) -> None:
         """A request is over, completed or failed."""

@@ -10,9 +10,12 @@ from typing import Any
 from sim.build import RunBuilder
 from sim.cluster import Cluster
 from sim.config import SimConfig, parse
+from sim.fast import FastCluster
 from sim.recorder import Recorder
 from voltana.errors import UserError
 from voltana.record import RecordWriter
+
+ENGINES: Mapping[str, type[Cluster] | type[FastCluster]] = {"fast": FastCluster, "reference": Cluster}
 
 
 def simulate(
@@ -45,7 +48,7 @@ def simulate(
     }
     with RecordWriter(folder, values) as writer:
         recorder = Recorder(writer, builder.slo, about)
-        cluster = Cluster(spec, requests, recorder, writer.instance, progress)
+        cluster = ENGINES[config.engine](spec, requests, recorder, writer.instance, progress)
         started = time.perf_counter()
 
         def close(interrupted: bool) -> dict[str, Any]:

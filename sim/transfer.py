@@ -18,6 +18,10 @@ class LinkSpec:
     streams: int
     """Transfers at a time; others wait their turn."""
 
+    def duration_s(self, size_bytes: float) -> float:
+        """Time of one transfer once it has a stream."""
+        return self.latency_s + size_bytes * self.streams / self.bytes_per_s
+
 
 class Links:
     """One link per pair of instances, made when first used."""
@@ -29,10 +33,9 @@ class Links:
 
     def send(self, source: int, target: int, size_bytes: float) -> Generator[simpy.Event, object, None]:
         """Move a cache; ends when it has arrived."""
-        spec = self._spec
         pair = (source, target)
         if pair not in self._streams:
-            self._streams[pair] = simpy.Resource(self._env, spec.streams)
+            self._streams[pair] = simpy.Resource(self._env, self._spec.streams)
         with self._streams[pair].request() as turn:
             yield turn
-            yield self._env.timeout(spec.latency_s + size_bytes * spec.streams / spec.bytes_per_s)
+            yield self._env.timeout(self._spec.duration_s(size_bytes))

@@ -2,29 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 
 from voltana.state import InstanceLoad, LoadSnapshot, RequestInfo, Router
-
-
-@dataclass
-class _Account:
-    """Requests and prompt tokens sent to an instance, and the last telemetry from it."""
-
-    sent_requests: int = 0
-    sent_tokens: int = 0
-    last: LoadSnapshot | None = None
-
-    def load(self, clock_mhz: int) -> InstanceLoad:
-        if self.last is None:
-            return InstanceLoad(clock_mhz, self.sent_requests, self.sent_tokens)
-        last = self.last
-        return InstanceLoad(
-            last.clock_mhz,
-            last.batch_size + last.queued + self.sent_requests - last.arrived_requests,
-            last.batch_tokens + last.queued_tokens + self.sent_tokens - last.arrived_tokens,
-        )
 
 
 class Dispatcher:
@@ -32,22 +12,29 @@ class Dispatcher:
 
     Args:
         router: the policy.
-        instances: number of candidates.
-        clock_mhz: their clock before the first telemetry.
+        telemetry: for each candidate, what gives its last telemetry.
     """
 
-    def __init__(self, router: Router, instances: int, clock_mhz: int) -> None:
+    def __init__(self, router: Router, telemetry: Sequence[Callable[[], LoadSnapshot]]) -> None:
         self._router = router
-        self._accounts = [_Account() for _ in range(instances)]
-        self._clock_mhz = clock_mhz
-
-    def observe(self, instance: int, telemetry: LoadSnapshot) -> None:
-        """Take in telemetry of an instance."""
-        self._accounts[instance].last = telemetry
+        self._telemetry = telemetry
+        self._sent_requests = [0] * len(telemetry)
+        self._sent_tokens = [0] * len(telemetry)
+        self._reads_load = getattr(router, "reads_load", True)
+        self._unread = [InstanceLoad(0, 0, 0)] * len(telemetry)
 
     def loads(self) -> Sequence[InstanceLoad]:
         """The candidates as the router would see them now."""
-        return [account.load(self._clock_mhz) for account in self._accounts]
+        return [self._load(index, source()) for index, source in enumerate(self._telemetry)]
+
+    def _load(self, index: int, last: LoadSnapshot) -> InstanceLoad:
+        on_the_way = self._sent_requests[index] - last.arrived_requests
+        tokens_on_the_way = self._sent_tokens[index] - last.arrived_tokens
+        return InstanceLoad(
+            last.clock_mhz,
+            last.batch_size + last.queued + on_the_way,
+            last.batch_tokens + last.queued_tokens + tokens_on_the_way,
+        )
 
     def dispatch(self, request: RequestInfo) -> int:
         """Route a request and count it as sent.
@@ -55,10 +42,9 @@ class Dispatcher:
         Raises:
             IndexError: the router answered with a candidate that does not exist.
         """
-        chosen = self._router.route(request, self.loads())
-        if not 0 <= chosen < len(self._accounts):
-            raise IndexError(f"{type(self._router).__name__} chose {chosen} of {len(self._accounts)} instances")
-        account = self._accounts[chosen]
-        account.sent_requests += 1
-        account.sent_tokens += request.prompt_tokens
+        chosen = self._router.route(request, self.loads() if self._reads_load else self._unread)
+        if not 0 <= chosen < len(self._telemetry):
+            raise IndexError(f"{type(self._router).__name__} chose {chosen} of {len(self._telemetry)} instances")
+        self._sent_requests[chosen] += 1
+        self._sent_tokens[chosen] += request.prompt_tokens
         return chosen

@@ -5,14 +5,20 @@ A controller is built with what it asks for by name (see `voltana.build`) and th
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Callable, Sequence
-from math import ceil
 from statistics import median
 
 from voltana import checks
 from voltana.ecopred import EcoPred, decode_bin
 from voltana.state import Decision, LoadSnapshot, Phase, Slo
+
+TIME_RESOLUTION_S = 1e-9
+"""Two times closer than this are the same."""
+
+TOKEN_RESOLUTION = 1e-12
+"""A promise ends this share early, so that rounding cannot make it last too long."""
 
 
 class StaticClock:
@@ -20,7 +26,7 @@ class StaticClock:
 
     def __init__(self, clocks_mhz: Sequence[int], *, clock_mhz: int | str = "max") -> None:
         chosen = clocks_mhz[-1] if clock_mhz == "max" else checks.clock("clock_mhz", clock_mhz, clocks_mhz)  # type: ignore[arg-type]
-        self._decision = Decision(chosen)
+        self._decision = Decision(chosen, holds_below_tokens=math.inf)
 
     def decide(self, load: LoadSnapshot) -> Decision:
         """Answer with the clock."""
@@ -33,7 +39,7 @@ class EcoFreq:
     In this order (VoltanaLLM, arXiv 2509.04827, and its released controller):
 
     1. arrivals over the last `rate_window_s` above a threshold: highest level;
-    2. no iteration to decide for: keep the clock, lowest level after `idle_s` of it;
+    2. no iteration to decide for: keep the clock, lowest level at the start and after `idle_s` of it;
     3. requests waiting behind the batch: highest level;
     4. else the lowest level whose predicted latency is within the budget, highest if none is.
 
@@ -74,44 +80,55 @@ class EcoFreq:
         self._surge = SurgeGuard(rate_window_s, max_requests_per_s, max_tokens_per_s)
         self._batches: list[int] = []
         self._tokens: list[int] = []
-        self._decided_s = float("-inf")
-        self._last_iteration_s = float("-inf")
+        self._decided_s = -math.inf
+        self._top = Decision(self._levels[-1], self._idle_s, math.inf if self._stateless else 0.0)
+
+    @property
+    def _stateless(self) -> bool:
+        """Whether nothing but the snapshot at hand matters, so that an answer can be promised to hold."""
+        return self._interval_s == 0 and not self._surge.on
 
     def decide(self, load: LoadSnapshot) -> Decision:
         """Apply the rules of the class."""
-        surging = self._surge.above_threshold(load)
+        surging = self._surge.on and self._surge.above_threshold(load)
         if load.batch_size == 0:
             return self._decide_idle(load, surging)
-        self._last_iteration_s = load.time_s
-        self._batches.append(load.batch_size)
-        self._tokens.append(load.batch_tokens)
-        if load.time_s - self._decided_s < self._interval_s:
-            return Decision(load.clock_mhz, self._idle_s)
-        batch, tokens = _median(self._batches), _median(self._tokens)
-        self._forget()
-        self._decided_s = load.time_s
+        batch, tokens = float(load.batch_size), float(load.batch_tokens)
+        if self._interval_s:
+            self._batches.append(load.batch_size)
+            self._tokens.append(load.batch_tokens)
+            if load.time_s - self._decided_s < self._interval_s:
+                return Decision(load.clock_mhz, self._idle_s)
+            batch, tokens = median(self._batches), median(self._tokens)
+            self._batches.clear()
+            self._tokens.clear()
+            self._decided_s = load.time_s
         if surging or load.queued:
-            return Decision(self._levels[-1], self._idle_s)
-        return Decision(self._lowest_within(self._objective_s - load.longest_wait_s, batch, tokens), self._idle_s)
+            return self._top
+        return self._lowest_within(self._objective_s - load.longest_wait_s, batch, tokens)
 
     def _decide_idle(self, load: LoadSnapshot, surging: bool) -> Decision:
         if surging:
             return Decision(self._levels[-1], self._idle_s)
-        idle = load.time_s - self._last_iteration_s
-        if idle >= self._idle_s - 1e-9:
-            self._forget()
+        if load.idle_s >= self._idle_s - TIME_RESOLUTION_S:
+            self._batches.clear()
+            self._tokens.clear()
             return Decision(self._levels[0])
-        return Decision(load.clock_mhz, self._idle_s - idle)
+        return Decision(load.clock_mhz, self._idle_s)
 
-    def _forget(self) -> None:
-        self._batches.clear()
-        self._tokens.clear()
-
-    def _lowest_within(self, budget_s: float, batch: float, tokens: float) -> int:
-        for level, clock in enumerate(self._levels):
-            if self._latency(level, batch, tokens) <= budget_s:
-                return clock
-        return self._levels[-1]
+    def _lowest_within(self, budget_s: float, batch: float, tokens: float) -> Decision:
+        """The decision, and up to how many tokens it holds: no lower level comes to fit, and this one still does."""
+        if budget_s < 0:
+            return self._top
+        holds_below = math.inf
+        for level in range(len(self._levels)):
+            fixed_s, per_token_s = self._latency(level, batch)
+            fits = fixed_s + per_token_s * tokens <= budget_s
+            if per_token_s > 0 if fits else per_token_s < 0:
+                holds_below = min(holds_below, (budget_s - fixed_s) / per_token_s * (1 - TOKEN_RESOLUTION))
+            if fits:
+                break
+        return Decision(self._levels[level], self._idle_s, holds_below if self._stateless else 0.0)
 
 
 class SurgeGuard:
@@ -121,13 +138,11 @@ class SurgeGuard:
         self._window_s = checks.number("rate_window_s", window_s, above=0)
         self._max_requests = _threshold("max_requests_per_s", max_requests_per_s)
         self._max_tokens = _threshold("max_tokens_per_s", max_tokens_per_s)
-        self._on = not (max_requests_per_s is None and max_tokens_per_s is None)
+        self.on = not (max_requests_per_s is None and max_tokens_per_s is None)
         self._seen: deque[tuple[float, int, int]] = deque([(0.0, 0, 0)])
 
     def above_threshold(self, load: LoadSnapshot) -> bool:
         """Take a snapshot into account and judge the window that ends with it."""
-        if not self._on:
-            return False
         self._seen.append((load.time_s, load.arrived_requests, load.arrived_tokens))
         while len(self._seen) > 1 and self._seen[1][0] <= load.time_s - self._window_s:
             self._seen.popleft()
@@ -139,27 +154,20 @@ class SurgeGuard:
 
 
 def _threshold(name: str, value: float | None) -> float:
-    return float("inf") if value is None else checks.number(name, value, above=0)
+    return math.inf if value is None else checks.number(name, value, above=0)
 
 
-def _median(values: list[int]) -> float:
-    return values[0] if len(values) == 1 else median(values)
-
-
-def _level_latency(phase: Phase, predictor: EcoPred, levels_mhz: Sequence[int]) -> Callable[[int, float, float], float]:
-    """Predicted latency (s) of a batch at a level, with the coefficients looked up once."""
+def _level_latency(
+    phase: Phase, predictor: EcoPred, levels_mhz: Sequence[int]
+) -> Callable[[int, float], tuple[float, float]]:
+    """Predicted latency of a batch at a level as (s, s per token), with the coefficients looked up once."""
     if phase == "prefill":
         lines = [predictor.prefill_line(clock) for clock in levels_mhz]
-
-        def prefill(level: int, batch: float, tokens: float) -> float:
-            intercept, per_token = lines[level]
-            return max(0.0, intercept + per_token * tokens)
-
-        return prefill
+        return lambda level, batch: lines[level]
     planes = [predictor.decode_planes(clock) for clock in levels_mhz]
 
-    def decode(level: int, batch: float, tokens: float) -> float:
-        intercept, per_request, per_token = planes[level][decode_bin(ceil(batch))]
-        return max(0.0, intercept + per_request * batch + per_token * tokens)
+    def decode(level: int, batch: float) -> tuple[float, float]:
+        intercept, per_request, per_token = planes[level][decode_bin(math.ceil(batch))]
+        return intercept + per_request * batch, per_token
 
     return decode

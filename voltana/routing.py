@@ -17,6 +17,8 @@ from voltana.state import InstanceLoad, RequestInfo, Slo
 class RoundRobin:
     """Each instance in turn."""
 
+    reads_load = False
+
     def __init__(self) -> None:
         self._next = 0
 
@@ -29,6 +31,8 @@ class RoundRobin:
 
 class RandomRouter:
     """Any instance with equal probability."""
+
+    reads_load = False
 
     def __init__(self, seed: int) -> None:
         self._random = Random(seed)

@@ -25,7 +25,7 @@ class LoadSnapshot:
     """One instance at an iteration boundary, as its telemetry shows it.
 
     `batch_size` is 0 when the instance idles: then the controller is asked because it wished to be
-    (`Decision.ask_again_s`), not because there is work.
+    (`Decision.ask_when_idle_s`), not because there is work.
     """
 
     time_s: float
@@ -41,6 +41,8 @@ class LoadSnapshot:
     """Prompt tokens of those."""
     longest_wait_s: float
     """Longest time since arrival among the requests of the batch (prefill; 0 in decode)."""
+    idle_s: float
+    """Time since the last iteration ended, infinite before the first; 0 at an iteration."""
     arrived_requests: int
     """Requests that ever reached this instance."""
     arrived_tokens: int
@@ -52,8 +54,11 @@ class Decision:
     """What a frequency controller answers."""
 
     clock_mhz: int
-    ask_again_s: float | None = None
-    """Ask again after this many seconds even if the instance idles; None: at its next iteration."""
+    ask_when_idle_s: float | None = None
+    """Ask again when the instance has idled for so long; None: only at its next iteration."""
+    holds_below_tokens: float = 0.0
+    """The answer would be the same at every further iteration of this batch, while nothing but its tokens grows and
+    they are below this. A promise that lets a simulator skip questions; 0: ask at every iteration."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +90,11 @@ class FrequencyController(Protocol):
 
 
 class Router(Protocol):
-    """Chooses the instance that takes a request."""
+    """Chooses the instance that takes a request.
+
+    A router may set `reads_load = False` to say that it looks at nothing but the number of candidates; what it is
+    given then need not be up to date.
+    """
 
     def route(self, request: RequestInfo, candidates: Sequence[InstanceLoad]) -> int:
         """Return the index of the chosen candidate."""

@@ -18,7 +18,7 @@ from voltana.errors import UserError
 from voltana.state import Decision, InstanceLoad, LoadSnapshot, RequestInfo, Slo
 
 CONF = Path(next(iter(conf.__path__)))
-IDLE = LoadSnapshot(0.0, 1410, 0, 0, 0, 0, 0.0, 0, 0)
+IDLE = LoadSnapshot(0.0, 1410, 0, 0, 0, 0, 0.0, 9.0, 0, 0)
 
 Offers = dict[str, Callable[[], Any]]
 

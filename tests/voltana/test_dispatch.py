@@ -1,6 +1,6 @@
 """The accounts of a router: what it sent is counted once, from the moment it is sent until it is seen to end."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import pytest
@@ -9,9 +9,7 @@ from hypothesis import strategies as st
 
 from voltana.dispatch import Dispatcher
 from voltana.routing import RandomRouter, RoundRobin
-from voltana.state import InstanceLoad, LoadSnapshot, RequestInfo
-
-START_MHZ = 1410
+from voltana.state import InstanceLoad, LoadSnapshot, RequestInfo, Router
 
 
 def request(prompt_tokens: int) -> RequestInfo:
@@ -20,7 +18,7 @@ def request(prompt_tokens: int) -> RequestInfo:
 
 def telemetry(batch: tuple[int, int], queue: tuple[int, int], arrived: tuple[int, int]) -> LoadSnapshot:
     """From (requests, tokens) of the batch, the queue and all that ever arrived."""
-    return LoadSnapshot(1.0, 1005, *batch, *queue, 0.0, *arrived)
+    return LoadSnapshot(1.0, 1005, *batch, *queue, 0.0, 0.0, *arrived)
 
 
 class Recording:
@@ -35,41 +33,62 @@ class Recording:
         return self.choice
 
 
-def test_before_telemetry_a_candidate_has_what_it_was_sent() -> None:
+NEW = telemetry((0, 0), (0, 0), (0, 0))
+
+
+class Board:
+    """The last telemetry of every instance, as a world publishes it."""
+
+    def __init__(self, instances: int) -> None:
+        self.last = [NEW] * instances
+
+    def sources(self) -> list[Callable[[], LoadSnapshot]]:
+        return [lambda index=index: self.last[index] for index in range(len(self.last))]
+
+
+def test_before_it_shows_in_telemetry_a_candidate_has_what_it_was_sent() -> None:
     router = Recording(1)
-    dispatcher = Dispatcher(router, 2, START_MHZ)
+    dispatcher = Dispatcher(router, Board(2).sources())
     for tokens in (100, 50):
         dispatcher.dispatch(request(tokens))
-    nothing = InstanceLoad(START_MHZ, 0, 0)
-    assert router.shown == [[nothing, nothing], [nothing, InstanceLoad(START_MHZ, 1, 100)]]
-    assert dispatcher.loads() == [nothing, InstanceLoad(START_MHZ, 2, 150)]
+    nothing = InstanceLoad(1005, 0, 0)
+    assert router.shown == [[nothing, nothing], [nothing, InstanceLoad(1005, 1, 100)]]
+    assert dispatcher.loads() == [nothing, InstanceLoad(1005, 2, 150)]
 
 
 def test_what_telemetry_shows_is_not_counted_again() -> None:
-    dispatcher = Dispatcher(RoundRobin(), 1, START_MHZ)
+    board = Board(1)
+    dispatcher = Dispatcher(RoundRobin(), board.sources())
     for tokens in (100, 50, 30):
         dispatcher.dispatch(request(tokens))
-    on_the_way = telemetry(batch=(1, 100), queue=(0, 0), arrived=(1, 100))
-    dispatcher.observe(0, on_the_way)
+    board.last = [telemetry(batch=(1, 100), queue=(0, 0), arrived=(1, 100))]
     assert dispatcher.loads() == [InstanceLoad(1005, 3, 180)]
-    dispatcher.observe(0, telemetry(batch=(1, 100), queue=(2, 80), arrived=(3, 180)))
+    board.last = [telemetry(batch=(1, 100), queue=(2, 80), arrived=(3, 180))]
     assert dispatcher.loads() == [InstanceLoad(1005, 3, 180)]
-    dispatcher.observe(0, telemetry(batch=(1, 31), queue=(0, 0), arrived=(3, 180)))
+    board.last = [telemetry(batch=(1, 31), queue=(0, 0), arrived=(3, 180))]
     assert dispatcher.loads() == [InstanceLoad(1005, 1, 31)]
 
 
 def test_telemetry_of_one_instance_says_nothing_of_another() -> None:
-    dispatcher = Dispatcher(RoundRobin(), 2, START_MHZ)
-    dispatcher.observe(1, telemetry(batch=(5, 500), queue=(0, 0), arrived=(0, 0)))
-    assert dispatcher.loads() == [InstanceLoad(START_MHZ, 0, 0), InstanceLoad(1005, 5, 500)]
+    board = Board(2)
+    board.last[1] = telemetry(batch=(5, 500), queue=(0, 0), arrived=(0, 0))
+    assert Dispatcher(RoundRobin(), board.sources()).loads() == [InstanceLoad(1005, 0, 0), InstanceLoad(1005, 5, 500)]
+
+
+@pytest.mark.parametrize("router", [RoundRobin(), RandomRouter(1)])
+def test_telemetry_is_not_read_for_a_router_that_ignores_it(router: Router) -> None:
+    def unread() -> LoadSnapshot:
+        raise AssertionError("must not be read")
+
+    assert Dispatcher(router, [unread] * 3).dispatch(request(1)) in range(3)
 
 
 @pytest.mark.parametrize("choice", [-1, 2])
 def test_a_candidate_that_does_not_exist_is_refused_and_not_counted(choice: int) -> None:
-    dispatcher = Dispatcher(Recording(choice), 2, START_MHZ)
+    dispatcher = Dispatcher(Recording(choice), Board(2).sources())
     with pytest.raises(IndexError, match=f"Recording chose {choice} of 2 instances"):
         dispatcher.dispatch(request(1))
-    assert dispatcher.loads() == [InstanceLoad(START_MHZ, 0, 0)] * 2
+    assert dispatcher.loads() == [InstanceLoad(1005, 0, 0)] * 2
 
 
 @dataclass
@@ -103,13 +122,14 @@ actions = st.sampled_from(["send", "arrive", "start", "finish", "publish"])
 
 @given(st.lists(st.tuples(actions, st.integers(0, 2), st.integers(1, 1000)), max_size=80))
 def test_the_router_sees_what_was_sent_less_what_it_saw_end(steps: list[tuple[str, int, int]]) -> None:
-    dispatcher = Dispatcher(RandomRouter(1), 3, START_MHZ)
+    board = Board(3)
+    dispatcher = Dispatcher(RandomRouter(1), board.sources())
     servers = [Server() for _ in range(3)]
     for action, index, tokens in steps:
         if action == "send":
             servers[dispatcher.dispatch(request(tokens))].coming.append(tokens)
         elif action == "publish":
-            dispatcher.observe(index, servers[index].publish())
+            board.last[index] = servers[index].publish()
         else:
             servers[index].step(action)
         for server, seen in zip(servers, dispatcher.loads(), strict=True):

@@ -90,7 +90,8 @@ def test_the_error_is_in_milliseconds_and_percent(predictor: EcoPred, profile: l
 
 
 def test_the_same_seed_gives_the_same_predictor(profile: list[Sample]) -> None:
-    noisy = disturbed(profile, copies=1, noise=0.02, outliers=0.05)
+    two_clocks = [s for s in profile if s.clock_mhz != 1200]
+    noisy = disturbed(two_clocks, copies=1, noise=0.02, outliers=0.05)
     first, again, other = (fit_ecopred(noisy, seed=seed) for seed in (3, 3, 4))
     assert coefficients(first) == coefficients(again)
     assert first.about == again.about

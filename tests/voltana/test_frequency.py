@@ -1,5 +1,6 @@
 """Each rule of each controller, on snapshots made by hand, then the laws."""
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -23,7 +24,7 @@ HAND = EcoPred(
         [Plane(0, 0.1e-3, 0.5e-7)] * len(BIN_ENDS),
     ],  # 60 ms: 300 and 600 requests
 )
-LIGHT = LoadSnapshot(10.0, 1200, 4, 100, 0, 0, 0.0, 0, 0)
+LIGHT = LoadSnapshot(10.0, 1200, 4, 100, 0, 0, 0.0, 0.0, 0, 0)
 IDLE = replace(LIGHT, batch_size=0, batch_tokens=0)
 
 
@@ -39,7 +40,7 @@ def clock(controller: EcoFreq, load: LoadSnapshot = LIGHT, **changes: Any) -> in
 def test_static_clock_never_moves(parameter: Any, expected: int) -> None:
     controller = StaticClock(CLOCKS, clock_mhz=parameter)
     loads = [LIGHT, IDLE, replace(LIGHT, queued=9), replace(LIGHT, batch_size=1000)]
-    assert {controller.decide(load) for load in loads} == {Decision(expected)}
+    assert {controller.decide(load) for load in loads} == {Decision(expected, holds_below_tokens=math.inf)}
 
 
 # Rule 4: the lowest level that fits.
@@ -103,31 +104,24 @@ def test_a_queue_takes_the_highest_clock(phase: Phase) -> None:
 # Rule 2: no iterations.
 
 
-def test_starts_at_the_lowest_level() -> None:
-    assert clock(ecofreq(), IDLE, time_s=0.0, clock_mhz=1410) == 1005
+@pytest.mark.parametrize("clock_mhz", [0, 1410])
+def test_starts_at_the_lowest_level(clock_mhz: int) -> None:
+    assert clock(ecofreq(), IDLE, time_s=0.0, idle_s=math.inf, clock_mhz=clock_mhz) == 1005
 
 
 def test_an_idle_instance_keeps_its_clock_then_goes_to_the_lowest_level() -> None:
     controller = ecofreq(idle_s=5.0)
-    busy = controller.decide(replace(LIGHT, time_s=10.0, queued=1))
-    assert busy == Decision(1410, 5.0)
-    assert controller.decide(replace(IDLE, time_s=12.0, clock_mhz=1410)) == Decision(1410, pytest.approx(3.0))
-    assert controller.decide(replace(IDLE, time_s=15.0, clock_mhz=1410)) == Decision(1005)
+    assert controller.decide(replace(LIGHT, queued=1)).clock_mhz == 1410
+    assert controller.decide(replace(IDLE, idle_s=2.0, clock_mhz=1410)) == Decision(1410, 5.0)
+    assert controller.decide(replace(IDLE, idle_s=5.0, clock_mhz=1410)) == Decision(1005)
 
 
-def test_an_iteration_restarts_the_idle_time() -> None:
-    controller = ecofreq(idle_s=5.0)
-    controller.decide(replace(LIGHT, time_s=10.0))
-    controller.decide(replace(LIGHT, time_s=14.0))
-    assert clock(controller, IDLE, time_s=16.0, clock_mhz=1410) == 1410
-
-
-@given(st.floats(0.01, 100), st.floats(0, 1e5))
-def test_asked_again_when_it_wished_an_idle_controller_goes_to_the_lowest_level(idle_s: float, start_s: float) -> None:
+@given(st.floats(0.01, 100))
+def test_asked_when_it_wished_an_idle_controller_goes_to_the_lowest_level(idle_s: float) -> None:
     controller = ecofreq(idle_s=idle_s)
-    again = controller.decide(replace(LIGHT, time_s=start_s)).ask_again_s
-    assert again is not None
-    assert clock(controller, IDLE, time_s=start_s + again, clock_mhz=1410) == 1005
+    ask_s = controller.decide(LIGHT).ask_when_idle_s
+    assert ask_s is not None
+    assert clock(controller, IDLE, idle_s=ask_s, clock_mhz=1410) == 1005
 
 
 # Rule 1: surges.
@@ -206,7 +200,7 @@ def test_what_was_seen_before_an_idle_time_is_forgotten() -> None:
     controller = ecofreq(interval_s=1.0, idle_s=5.0)
     for time_s in (0.0, 0.2, 0.4):
         clock(controller, time_s=time_s, batch_size=1000)
-    assert clock(controller, IDLE, time_s=5.4) == 1005
+    assert clock(controller, IDLE, time_s=5.4, idle_s=5.0) == 1005
     assert clock(controller, time_s=9.0, batch_size=1) == 1005
 
 
@@ -245,6 +239,32 @@ def test_chooses_the_lowest_level_predicted_to_fit(
     assert chosen == next((mhz for mhz in sorted(levels_mhz) if fits(mhz)), max(levels_mhz))
 
 
+@given(phases, predictors, margins, batches, tokens, waits, st.integers(0, 2), st.floats(0, 1))
+def test_an_answer_holds_as_long_as_it_promised(
+    phase: Phase,
+    predictor: EcoPred,
+    margin: float,
+    batch: int,
+    kv: int,
+    waited_s: float,
+    queued: int,
+    share: float,
+) -> None:
+    controller = ecofreq(phase, predictor, levels_mhz=(1005, 1095, 1200, 1305, 1410), margin=margin)
+    load = replace(LIGHT, batch_size=batch, batch_tokens=kv, longest_wait_s=waited_s, queued=queued)
+    decision = controller.decide(load)
+    until = min(decision.holds_below_tokens, 10**9)
+    later = int(kv + share * (until - kv))
+    if kv <= later < until:
+        assert clock(controller, load, batch_tokens=later) == decision.clock_mhz
+
+
+@pytest.mark.parametrize("parameters", [{"interval_s": 1.0}, {"max_requests_per_s": 5}, {"max_tokens_per_s": 5}])
+@pytest.mark.parametrize("load", [LIGHT, replace(LIGHT, queued=1), replace(LIGHT, batch_size=9999), IDLE])
+def test_a_controller_that_watches_time_promises_nothing(parameters: dict[str, Any], load: LoadSnapshot) -> None:
+    assert ecofreq(**parameters).decide(load).holds_below_tokens == 0
+
+
 @given(phases, predictors, batches, tokens, waits, st.integers(0, 500), st.integers(0, 10**6), st.floats(0, 1))
 def test_more_load_never_lowers_the_clock(
     phase: Phase, predictor: EcoPred, batch: int, kv: int, waited_s: float, more: int, more_kv: int, longer_s: float
@@ -264,9 +284,11 @@ def test_always_answers_with_a_level_or_the_clock_it_has(
     now_s, current, arrived = 0.0, 210, 0
     for gap_s, batch, new in steps:
         now_s, arrived = now_s + gap_s, arrived + new
-        decision = controller.decide(LoadSnapshot(now_s, current, batch, batch * 9, 0, 0, 0.0, arrived, arrived))
+        idle_s = 0.0 if batch else gap_s
+        load = LoadSnapshot(now_s, current, batch, batch * 9, 0, 0, 0.0, idle_s, arrived, arrived)
+        decision = controller.decide(load)
         assert decision.clock_mhz in {*levels_mhz, current}
-        assert decision.ask_again_s is None or decision.ask_again_s > 0
+        assert decision.ask_when_idle_s is None or decision.ask_when_idle_s > 0
         current = decision.clock_mhz
 
 

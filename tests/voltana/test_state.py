@@ -44,7 +44,7 @@ def test_knows_nothing_of_the_future(message: type) -> None:
     [
         (RequestInfo, {"request_id", "arrival_s", "prompt_tokens"}),
         (InstanceLoad, {"clock_mhz", "requests", "tokens"}),
-        (Decision, {"clock_mhz", "ask_again_s"}),
+        (Decision, {"clock_mhz", "ask_when_idle_s", "holds_below_tokens"}),
     ],
 )
 def test_a_new_field_is_a_decision(message: type, expected: set[str]) -> None:

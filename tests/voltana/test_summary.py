@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from voltana.record import COMPLETED, FAILED, UNFINISHED, RequestRow
@@ -133,6 +133,7 @@ totals = st.dictionaries(
 )
 
 
+@settings(max_examples=40)
 @given(rows)
 def test_attainments_are_shares_and_joint_is_the_least(rows: list[RequestRow]) -> None:
     found = summarise(*rows)
@@ -142,6 +143,7 @@ def test_attainments_are_shares_and_joint_is_the_least(rows: list[RequestRow]) -
     assert max(ttft, itl) <= found["requests"]["completed"] / len(rows)
 
 
+@settings(max_examples=40)
 @given(rows, totals)
 def test_nothing_is_lost(rows: list[RequestRow], instances: dict[str, InstanceTotals]) -> None:
     found = summarise(*rows, instances=instances)
@@ -151,6 +153,7 @@ def test_nothing_is_lost(rows: list[RequestRow], instances: dict[str, InstanceTo
     assert math.fsum(energy["per_instance"].values()) == pytest.approx(energy["total"])
 
 
+@settings(max_examples=40)
 @given(rows)
 def test_percentiles_are_those_of_the_requests(rows: list[RequestRow]) -> None:
     ttft_ms = [1e3 * row.ttft_s for row in rows if row.ttft_s is not None]
@@ -160,6 +163,7 @@ def test_percentiles_are_those_of_the_requests(rows: list[RequestRow]) -> None:
         assert [found["mean"], found["p50"]] == pytest.approx([np.mean(ttft_ms), np.median(ttft_ms)])
 
 
+@settings(max_examples=40)
 @given(rows, totals)
 def test_the_order_of_the_ends_does_not_matter(rows: list[RequestRow], instances: dict[str, InstanceTotals]) -> None:
     forward, backward = (summarise(*each, instances=instances) for each in (rows, rows[::-1]))
@@ -169,6 +173,7 @@ def test_the_order_of_the_ends_does_not_matter(rows: list[RequestRow], instances
     assert forward == backward
 
 
+@settings(max_examples=40)
 @given(rows, totals)
 def test_a_summary_is_json(rows: list[RequestRow], instances: dict[str, InstanceTotals]) -> None:
     found = summarise(*rows, instances=instances)

@@ -1,0 +1,159 @@
+"""A run of the event-skipping engine; the counterpart of `sim.cluster`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from functools import partial
+
+from sim.cluster import ClusterSpec, info
+from sim.fast.actuator import FastActuator
+from sim.fast.decode import FastDecode
+from sim.fast.events import Events, Turns
+from sim.fast.instance import FastInstance
+from sim.fast.prefill import FastPrefill
+from sim.job import Job
+from sim.meter import Meter
+from sim.recorder import Recorder
+from traces import Request
+from voltana.dispatch import Dispatcher
+from voltana.record import InstanceRow
+from voltana.state import FrequencyController, Phase
+
+
+class FastCluster:
+    """As `sim.cluster.Cluster`, which says what the arguments are."""
+
+    def __init__(
+        self,
+        spec: ClusterSpec,
+        requests: Iterable[Request],
+        recorder: Recorder,
+        write_row: Callable[[InstanceRow], None],
+        progress: Callable[[float], None] = lambda _: None,
+    ) -> None:
+        self._events = Events()
+        self._spec = spec
+        self._requests = iter(requests)
+        self._next: Request | None = None
+        self._recorder = recorder
+        self._write_row = write_row
+        self._progress = progress
+        self._started = False
+        self._hosts: dict[int, Turns] = {}
+        self._links: dict[tuple[int, int], Turns] = {}
+        self._actuators: list[FastActuator] = []
+        self._prefill = [
+            FastPrefill(*self._shared(i, "prefill", controller), limits=spec.prefill_limits, finished=self._prefilled)
+            for i, controller in enumerate(spec.prefill_controllers)
+        ]
+        self._decode = [
+            FastDecode(
+                *self._shared(i, "decode", controller),
+                limits=spec.decode_limits,
+                itl_slo_s=recorder.itl_slo_s,
+                gaps=recorder.token_gaps,
+                finished=self._end,
+                failed=self._fail,
+            )
+            for i, controller in enumerate(spec.decode_controllers)
+        ]
+        for index, instance in enumerate(self.instances):
+            self._connect(index, instance)
+        self._to_prefill = Dispatcher(spec.prefill_router, [i.telemetry for i in self._prefill])
+        self._to_decode = Dispatcher(spec.decode_router, [i.telemetry for i in self._decode])
+
+    @property
+    def instances(self) -> list[FastInstance]:
+        """All instances, prefill first."""
+        return [*self._prefill, *self._decode]
+
+    @property
+    def now_s(self) -> float:
+        """Simulated time."""
+        return self._events.now
+
+    def run(self) -> None:
+        """Run until the last request has ended. If interrupted, the instances are still metered up to then."""
+        self._schedule_arrival()
+        try:
+            self._events.run()
+        finally:
+            started = self.instances if self._started else []
+            for instance, actuator in zip(started, self._actuators, strict=False):
+                instance.stop()
+                instance.meter.totals.clock_changes = actuator.changes
+
+    def _shared(
+        self, index: int, phase: Phase, controller: FrequencyController
+    ) -> tuple[Events, object, Meter, FrequencyController]:
+        return self._events, self._spec.plant, Meter(f"{phase}-{index}", phase, self._write_row), controller
+
+    def _connect(self, index: int, instance: FastInstance) -> None:
+        """Give an instance its actuator, on the host of its GPUs."""
+        gpu, tp = self._spec.plant.gpu, self._spec.plant.model.tp
+        host = self._hosts.setdefault(index * tp // self._spec.gpus_per_host, Turns(1))
+        actuator = FastActuator(self._events, host, self._spec.actuation, tp, gpu.clocks(), instance)
+        instance.command = actuator.command
+        self._actuators.append(actuator)
+
+    def _schedule_arrival(self) -> None:
+        self._next = next(self._requests, None)
+        if self._next is not None:
+            self._events.at(self._next.arrival_s, self._arrivals)
+        self._finish_if_done()
+
+    def _arrivals(self) -> None:
+        """All requests of this instant come in and go to prefill instances; the cluster starts with the first."""
+        if not self._started:
+            self._started = True
+            for instance in self.instances:
+                instance.start()
+        request = self._next
+        while request is not None and request.arrival_s <= self._events.now:
+            self._progress(request.arrival_s)
+            self._arrive(Job(request))
+            request = next(self._requests, None)
+        self._next = request
+        if request is not None:
+            self._events.at(request.arrival_s, self._arrivals)
+        self._finish_if_done()
+
+    def _arrive(self, job: Job) -> None:
+        self._recorder.arrived(job)
+        if job.request.input_tokens >= self._spec.decode_limits.kv_tokens:
+            self._fail(job)
+            return
+        job.prefill = self._to_prefill.dispatch(info(job))
+        self._prefill[job.prefill].submit(job)
+
+    def _prefilled(self, job: Job) -> None:
+        """A request has its first token; the others are made by a decode instance."""
+        if job.finished:
+            self._end(job)
+            return
+        job.decode = self._to_decode.dispatch(info(job))
+        pair = (job.prefill or 0, job.decode)
+        if pair not in self._links:
+            self._links[pair] = Turns(self._spec.link.streams)
+        self._links[pair].take(partial(self._send, job, self._links[pair]))
+
+    def _send(self, job: Job, link: Turns) -> None:
+        """Move the KV cache of a job over its link."""
+        size = job.request.input_tokens * self._spec.plant.kv_bytes_per_token
+        self._events.at(self._events.now + self._spec.link.duration_s(size), partial(self._handed_over, job, link))
+
+    def _handed_over(self, job: Job, link: Turns) -> None:
+        link.give_back()
+        self._decode[job.decode or 0].submit(job)
+
+    def _fail(self, job: Job) -> None:
+        job.failed = True
+        self._end(job)
+
+    def _end(self, job: Job) -> None:
+        self._recorder.ended(job)
+        self._finish_if_done()
+
+    def _finish_if_done(self) -> None:
+        if self._next is None and not self._recorder.in_flight:
+            self._events.stop()

@@ -1,0 +1,145 @@
+"""What the two kinds of instance share in the event-skipping engine; the counterpart of `sim.instance`."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+
+from sim.fast.events import Alarm, Events
+from sim.meter import Meter
+from sim.plant import Plant
+from voltana.state import Decision, FrequencyController, LoadSnapshot, Phase
+
+
+class FastInstance(ABC):
+    """One model instance.
+
+    `command` passes a clock to its actuator; whoever builds the instance sets it.
+    """
+
+    phase: Phase
+    command: Callable[[int], None]
+
+    def __init__(self, events: Events, plant: Plant, meter: Meter, controller: FrequencyController) -> None:
+        self.events = events
+        self.plant = plant
+        self.meter = meter
+        self.clock_mhz = 0
+        self.commanded_mhz = 0
+        self.arrived_requests = 0
+        self.arrived_tokens = 0
+        self._decide = controller.decide
+        self._published: LoadSnapshot
+        self._idle = False
+        self._idle_since_s = 0.0
+        self._waking = False
+        self._ask_when_idle_s: float | None = None
+        self._metered_s = 0.0
+        self._end = Alarm(events, self._work_ends)
+        self._idle_alarm = Alarm(events, self._ask_idle)
+
+    @abstractmethod
+    def load(self, idle_s: float = 0.0) -> LoadSnapshot:
+        """Telemetry at a boundary between iterations, or `idle_s` after the last iteration."""
+
+    @abstractmethod
+    def telemetry(self) -> LoadSnapshot:
+        """What was published last: at the last boundary before this instant."""
+
+    @abstractmethod
+    def _form_batch(self) -> bool:
+        """Form the next batch; False if there is nothing to run."""
+
+    @abstractmethod
+    def _start_work(self, decision: Decision) -> None:
+        """Run the batch from this instant on."""
+
+    @abstractmethod
+    def _work_ends(self) -> None:
+        """What was started is done."""
+
+    @abstractmethod
+    def _meter_work(self) -> None:
+        """Meter the unfinished work up to this instant and stop it there."""
+
+    @abstractmethod
+    def _resume_work(self) -> None:
+        """Go on with unfinished work at the clock now in force."""
+
+    def start(self) -> None:
+        """Begin at the clock the controller wants before any load."""
+        self.clock_mhz = self.commanded_mhz = self._decide(self.load(math.inf)).clock_mhz
+        self._published = self.load(math.inf)
+        self._metered_s = self.events.now
+        self._idle = True
+        self._enter_idle()
+
+    def stop(self) -> None:
+        """Meter the time up to now and end the open row."""
+        if self._idle:
+            self._meter_idle()
+        else:
+            self._meter_work()
+        self.meter.flush(self.events.now)
+
+    def set_clock(self, clock_mhz: int) -> None:
+        """A clock comes into force."""
+        if self._idle:
+            self._meter_idle()
+            self.clock_mhz = clock_mhz
+            self._enter_idle()
+        else:
+            self._meter_work()
+            self.clock_mhz = clock_mhz
+            self._resume_work()
+
+    def _wake(self) -> None:
+        """Work came to an idle instance; it starts when everything else of this instant has happened."""
+        if not self._waking:
+            self._waking = True
+            self.events.at(self.events.now, self._woken)
+
+    def _woken(self) -> None:
+        self._waking = False
+        self._idle = False
+        self._idle_alarm.cancel()
+        self._meter_idle()
+        self._boundary()
+
+    def _boundary(self) -> None:
+        """Between two iterations: start the next, or idle."""
+        if self._form_batch():
+            self._start_work(self._ask(self.load()))
+            return
+        self._published = self.load()
+        self._idle = True
+        self._idle_since_s = self.events.now
+        if self._ask_when_idle_s is not None:
+            self._idle_alarm.set(self.events.now + self._ask_when_idle_s)
+        self._enter_idle()
+
+    def _ask(self, load: LoadSnapshot) -> Decision:
+        self._published = load
+        decision = self._decide(load)
+        self._ask_when_idle_s = decision.ask_when_idle_s
+        if decision.clock_mhz != self.commanded_mhz:
+            self.command(decision.clock_mhz)
+        return decision
+
+    def _ask_idle(self) -> None:
+        idle = self.events.now - self._idle_since_s
+        self._meter_idle()
+        self._ask(self.load(idle))
+        self._enter_idle()
+        if self._ask_when_idle_s is not None and self._ask_when_idle_s > idle:
+            self._idle_alarm.set(self._idle_since_s + self._ask_when_idle_s)
+
+    def _enter_idle(self) -> None:
+        load = self.load()
+        self.meter.enter(self.events.now, self.clock_mhz, 0, 0, load.queued)
+
+    def _meter_idle(self) -> None:
+        now = self.events.now
+        self.meter.spend(self.plant.idle_power_w(self.clock_mhz), now - self._metered_s)
+        self._metered_s = now

@@ -1,0 +1,131 @@
+"""The event-skipping engine writes the record of the reference."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sim.fast.decode import LongestGaps, Run
+from sim.run import simulate
+from voltana.record import RunRecord
+
+TOLERANCE = 1e-9
+Values = Callable[..., dict[str, Any]]
+
+RUNS = st.fixed_dictionaries(
+    {
+        "policy": st.sampled_from(["static_max", "static_1005", "voltana", "voltana_released"]),
+        "model": st.sampled_from(["llama31_8b", "qwen3_32b", "ministral_3b"]),
+        "trace": st.sampled_from(["sharegpt", "lmsys", "lognormal"]),
+        "arrival": st.sampled_from(["poisson", "gamma"]),
+        "actuation": st.sampled_from(["nvml", "instant", "nvidia_smi"]),
+        "rps": st.sampled_from([1, 8, 30, 120]),
+        "requests": st.integers(1, 80),
+        "cluster.prefill_instances": st.integers(1, 3),
+        "cluster.decode_instances": st.integers(1, 4),
+        "cluster.gpus_per_host": st.sampled_from([2, 8]),
+        "serving.prefill.chunk_tokens": st.sampled_from(["null", 300]),
+        "serving.decode.kv_tokens": st.sampled_from(["auto", 5000]),
+        "serving.decode.max_requests": st.sampled_from([1024, 6]),
+        "seed": st.integers(0, 10_000),
+    }
+)
+
+
+@pytest.fixture(scope="module", name="both")
+def _both(values: Values, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., list[RunRecord]]:
+    """Simulate a configuration with both engines."""
+    folder = tmp_path_factory.mktemp("engines")
+
+    def go(*overrides: str) -> list[RunRecord]:
+        records = []
+        for engine in ("reference", "fast"):
+            simulate(values(*overrides, f"engine={engine}"), folder / engine)
+            records.append(RunRecord(folder / engine))
+        return records
+
+    return go
+
+
+@settings(max_examples=40, deadline=None)
+@given(choice=RUNS)
+def test_both_engines_write_the_same_record(both: Callable[..., list[RunRecord]], choice: dict[str, Any]) -> None:
+    reference, fast = both(*(f"{key}={value}" for key, value in choice.items()))
+    _same_table(reference.requests(), fast.requests())
+    _same_table(reference.instances(), fast.instances())
+    _same_numbers(reference.summary, fast.summary)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "policy.decode_controller.interval_s=0.5",
+        "policy.prefill_controller.max_requests_per_s=20",
+        "policy.decode_controller.max_tokens_per_s=2000",
+        "policy.decode_controller.levels_mhz=[810,1005,1200,1410]",
+        "slo.itl_ms=13",
+        "slo.ttft_ms=100",
+    ],
+)
+def test_controllers_that_must_be_asked_more_often(both: Callable[..., list[RunRecord]], change: str) -> None:
+    reference, fast = both("policy=voltana", "rps=25", "requests=150", "slo.itl_ms=14", "slo.ttft_ms=40", change)
+    assert reference.summary["clock_changes"] > 0
+    _same_table(reference.requests(), fast.requests())
+    _same_table(reference.instances(), fast.instances())
+    _same_numbers(reference.summary, fast.summary)
+
+
+def _same_table(reference: pd.DataFrame, fast: pd.DataFrame) -> None:
+    assert len(reference) == len(fast)
+    for name in reference:
+        left, right = reference[name], fast[name]
+        if left.dtype.kind == "f":
+            np.testing.assert_allclose(right, left, rtol=TOLERANCE, atol=TOLERANCE, err_msg=name)
+        else:
+            pd.testing.assert_series_equal(left, right)
+
+
+def _same_numbers(reference: Any, fast: Any, key: str = "") -> None:
+    if isinstance(reference, dict):
+        assert reference.keys() == fast.keys()
+        for name in reference.keys() - {"wall_s", "simulated_requests_per_s"}:
+            _same_numbers(reference[name], fast[name], f"{key}.{name}")
+    elif isinstance(reference, float):
+        assert fast == pytest.approx(reference, rel=TOLERANCE, abs=1e-12), key
+    else:
+        assert fast == reference, key
+
+
+@given(
+    left=st.floats(0.01, 1.0),
+    a=st.floats(1e-3, 0.2),
+    b=st.one_of(st.just(0.0), st.floats(1e-9, 1e-3)),
+    n=st.integers(1, 3000),
+    share=st.floats(0.01, 0.99),
+    slo=st.floats(1e-3, 0.5),
+)
+def test_a_run_of_iterations_sums_in_closed_form(
+    left: float, a: float, b: float, n: int, share: float, slo: float
+) -> None:
+    run = Run(0.0, left, a, b, 2 * a, 3 * b)
+    times = [left * a, *(a + b * k for k in range(1, n))]
+    assert run.elapsed_s(n) == pytest.approx(sum(times), rel=1e-9)
+    assert run.energy_j(n) == pytest.approx(left * 2 * a + sum(2 * a + 3 * b * k for k in range(1, n)), rel=1e-9)
+    inside = run.elapsed_s(n - 1) + share * times[-1]
+    assert run.complete(inside) == n - 1
+    clear = [t for t in times[1:] if abs(t - slo) > 1e-9]
+    if len(clear) == n - 1:
+        assert run.gaps_within(slo, n) == sum(t <= slo for t in clear)
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=60), st.data())
+def test_longest_gaps(gaps: list[float], data: st.DataObject) -> None:
+    longest = LongestGaps()
+    for moment, gap in enumerate(gaps):
+        longest.add(3 * moment, gap)
+    start = data.draw(st.integers(0, len(gaps) - 1))
+    assert longest.since(3 * start) == max(gaps[start:])
