@@ -1,4 +1,4 @@
-"""Fit the constants of `conf/gpu/a100_sxm4_80g.yaml` to public measurements, and say how well they predict the rest.
+"""Fit the constants of `conf/gpu/a100_sxm4_80g_calibrated.yaml` to public measurements, and say how well they predict the rest.
 
 Run as ``python -m sim.calibrate DATA`` (writes the YAML) or with ``--check`` (compares with the shipped one). DATA is
 the folder that holds `profiles/` and `traces/`; `docs/validation.md` tells where each file comes from. Whole clocks,
@@ -29,7 +29,7 @@ from sim.plant.transformer import Transformer
 from voltana.errors import UserError
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
-GPU_FILE = CONF / "gpu" / "a100_sxm4_80g.yaml"
+GPU_FILE = CONF / "gpu" / "a100_sxm4_80g_calibrated.yaml"
 TOP_MHZ = 1410
 A800_FITTED_MHZ = (930, 1170)
 A800_PREDICTED_MHZ = (690, 1410)

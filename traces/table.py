@@ -78,24 +78,35 @@ class TableLengths:
     """Lengths from the table `traces/data/<table>.json`.
 
     `scale` multiplies lengths after the table's own context filter (the ratio of the model's tokenizer to the one the
-    data was counted with), and `max_total_tokens` then filters what results.
+    data was counted with), `input_scale` and `output_scale` each its own side besides (another sample of the same
+    collection), and `max_total_tokens` then filters what results.
     """
 
-    def __init__(self, *, table: str, scale: float = 1.0, max_total_tokens: int | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        table: str,
+        scale: float = 1.0,
+        input_scale: float = 1.0,
+        output_scale: float = 1.0,
+        max_total_tokens: int | None = None,
+    ) -> None:
         self.table = LengthTable.from_json(read_document(table))
-        self.scale = positive("trace.scale", scale)
+        self.input_scale = positive("trace.scale", scale) * positive("trace.input_scale", input_scale)
+        self.output_scale = scale * positive("trace.output_scale", output_scale)
         self.max_total_tokens = optional_integer("trace.max_total_tokens", max_total_tokens, least=2)
 
     def blocks(self, rng: np.random.Generator, size: int) -> Iterator[Block]:
         """Yield blocks without end (see `traces.LengthSource`)."""
         scaled = (
-            Block(self._scaled(block.input_tokens), self._scaled(block.output_tokens))
+            Block(_scaled(block.input_tokens, self.input_scale), _scaled(block.output_tokens, self.output_scale))
             for block in self.table.draw(rng, size)
         )
         return within_context(scaled, self.max_total_tokens)
 
-    def _scaled(self, tokens: Ints) -> Ints:
-        return np.maximum(1, _round(tokens * self.scale))
+
+def _scaled(tokens: Ints, scale: float) -> Ints:
+    return np.maximum(1, _round(tokens * scale))
 
 
 def read_document(table: str) -> dict[str, Any]:

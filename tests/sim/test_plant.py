@@ -19,7 +19,7 @@ def section(group: str, name: str) -> dict[str, Any]:
     return values
 
 
-GPU = GpuSpec.from_mapping(section("gpu", "a100_sxm4_80g"))
+GPU = GpuSpec.from_mapping(section("gpu", "a100_sxm4_80g_calibrated"))
 LLAMA = ModelSpec.from_mapping(section("model", "llama31_8b"))
 EAGER = EngineSpec(cuda_graph=False, eager_launch_s=34e-6)
 
@@ -167,10 +167,10 @@ def test_tensor_parallel_group_counts_every_gpu() -> None:
 @pytest.mark.parametrize(
     ("spec", "group", "name", "key", "value"),
     [
-        (GpuSpec, "gpu", "a100_sxm4_80g", "base_w", -1),
-        (GpuSpec, "gpu", "a100_sxm4_80g", "clock_step_mhz", 7.5),
-        (GpuSpec, "gpu", "a100_sxm4_80g", "bandwidth_curve", [[900, 1], [500, 0.6]]),
-        (GpuSpec, "gpu", "a100_sxm4_80g", "voltage", 1),
+        (GpuSpec, "gpu", "a100_sxm4_80g_calibrated", "base_w", -1),
+        (GpuSpec, "gpu", "a100_sxm4_80g_calibrated", "clock_step_mhz", 7.5),
+        (GpuSpec, "gpu", "a100_sxm4_80g_calibrated", "bandwidth_curve", [[900, 1], [500, 0.6]]),
+        (GpuSpec, "gpu", "a100_sxm4_80g_calibrated", "voltage", 1),
         (ModelSpec, "model", "llama31_8b", "kv_heads", 5),
         (ModelSpec, "model", "llama31_8b", "slo", {"ttft_ms": 600}),
         (ModelSpec, "model", "llama31_8b", "layers", True),
@@ -193,7 +193,7 @@ def test_bad_engine_value_is_named(key: str, value: object) -> None:
 
 
 def test_missing_key_and_too_large_a_model_are_named() -> None:
-    values = section("gpu", "a100_sxm4_80g")
+    values = section("gpu", "a100_sxm4_80g_calibrated")
     del values["base_w"]
     with pytest.raises(UserError, match=r"gpu\.base_w: missing"):
         GpuSpec.from_mapping(values)
