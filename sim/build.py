@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any
 
 import numpy as np
@@ -24,16 +25,18 @@ from voltana.state import FrequencyController, Phase, Router, Slo
 
 
 def build_plant(config: PlantConfig) -> Plant:
-    """The physics of one instance.
+    """The physics of one instance; the same object for the same configuration, with what it has worked out so far.
 
     Raises:
         UserError: a bad key or value in `gpu`, `model` or `serving.engine`, or weights that leave no room for KV.
     """
-    return Plant(
-        GpuSpec.from_mapping(config.gpu),
-        ModelSpec.from_mapping(config.model),
-        EngineSpec.from_mapping(config.serving.engine),
-    )
+    return _plant(json.dumps([config.gpu, config.model, config.serving.engine], sort_keys=True))
+
+
+@lru_cache(maxsize=4)
+def _plant(sections: str) -> Plant:
+    gpu, model, engine = json.loads(sections)
+    return Plant(GpuSpec.from_mapping(gpu), ModelSpec.from_mapping(model), EngineSpec.from_mapping(engine))
 
 
 class RunBuilder:

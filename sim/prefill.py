@@ -59,10 +59,8 @@ class PrefillQueue:
         self.tokens += job.request.input_tokens
 
     def longest_wait_s(self, now_s: float) -> float:
-        """Longest time since arrival in the batch; 0 without one."""
-        if not self.batch:
-            return 0.0
-        return now_s - min(part.job.request.arrival_s for part in self.batch)
+        """Longest time since arrival in the batch, which is that of its first; 0 without one."""
+        return now_s - self.batch[0].job.request.arrival_s if self.batch else 0.0
 
     def form_batch(self, now_s: float) -> bool:
         """Take from the head of the queue what the limits allow; False if there is nothing."""

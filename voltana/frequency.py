@@ -24,6 +24,8 @@ TOKEN_RESOLUTION = 1e-12
 class StaticClock:
     """One clock for the whole run; `max` is the highest the GPU has."""
 
+    reads_load = False
+
     def __init__(self, clocks_mhz: Sequence[int], *, clock_mhz: int | str = "max") -> None:
         chosen = clocks_mhz[-1] if clock_mhz == "max" else checks.clock("clock_mhz", clock_mhz, clocks_mhz)  # type: ignore[arg-type]
         self._decision = Decision(chosen, holds_below_tokens=math.inf)

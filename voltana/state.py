@@ -6,22 +6,19 @@ A request's output length is not here, because nobody knows it before the reques
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 Phase = Literal["prefill", "decode"]
 
 
-@dataclass(frozen=True, slots=True)
-class Slo:
+class Slo(NamedTuple):
     """Latency objectives: time to first token, and mean inter-token latency of a request."""
 
     ttft_s: float
     itl_s: float
 
 
-@dataclass(frozen=True, slots=True)
-class LoadSnapshot:
+class LoadSnapshot(NamedTuple):
     """One instance at an iteration boundary, as its telemetry shows it.
 
     `batch_size` is 0 when the instance idles: then the controller is asked because it wished to be
@@ -49,8 +46,7 @@ class LoadSnapshot:
     """Prompt tokens that ever reached this instance."""
 
 
-@dataclass(frozen=True, slots=True)
-class Decision:
+class Decision(NamedTuple):
     """What a frequency controller answers."""
 
     clock_mhz: int
@@ -61,8 +57,7 @@ class Decision:
     they are below this. A promise that lets a simulator skip questions; 0: ask at every iteration."""
 
 
-@dataclass(frozen=True, slots=True)
-class RequestInfo:
+class RequestInfo(NamedTuple):
     """A request as a router sees it."""
 
     request_id: int
@@ -70,8 +65,7 @@ class RequestInfo:
     prompt_tokens: int
 
 
-@dataclass(frozen=True, slots=True)
-class InstanceLoad:
+class InstanceLoad(NamedTuple):
     """A candidate instance as a router sees it: last telemetry plus what the router has sent since."""
 
     clock_mhz: int
@@ -82,7 +76,10 @@ class InstanceLoad:
 
 
 class FrequencyController(Protocol):
-    """Chooses the SM clock of one instance (all GPUs of its TP group together)."""
+    """Chooses the SM clock of one instance (all GPUs of its TP group together).
+
+    A controller may set `reads_load = False` to say that its first answer is its answer for ever.
+    """
 
     def decide(self, load: LoadSnapshot) -> Decision:
         """Answer just before an iteration, or when the last answer asked to be asked again."""

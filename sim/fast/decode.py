@@ -151,25 +151,15 @@ class FastDecode(FastInstance):
         )
 
     def telemetry(self) -> LoadSnapshot:
-        """What the iteration now running published when it began."""
-        last = self._published
-        if self._idle:
-            return last
-        n = self._run.complete(self.events.now - self._run.start_s)
-        if not n:
-            return last
-        return LoadSnapshot(
-            self._run.start_s + self._run.elapsed_s(n),
-            self.commanded_mhz,
-            self._batch,
-            self._kv_tokens + n * self._batch,
-            last.queued,
-            last.queued_tokens,
-            0.0,
-            0.0,
-            last.arrived_requests,
-            last.arrived_tokens,
+        """As the base class says."""
+        n = 0 if self._idle else self._run.complete(self.events.now - self._run.start_s)
+        return self.load()._replace(
+            clock_mhz=self.commanded_mhz if n else self._told_mhz,
+            batch_tokens=self._kv_tokens + n * self._batch,
         )
+
+    def _queued(self) -> int:
+        return len(self._waiting)
 
     def _form_batch(self) -> bool:
         """As the reference: retract while the next token would not fit, then admit while there is room."""
@@ -242,14 +232,14 @@ class FastDecode(FastInstance):
             self._planned = min(self._planned, math.ceil((valid - kv_tokens) / batch))
         self._run = Run(now, self._left, t0 + t1 * kv_tokens, t1 * batch, e0 + e1 * kv_tokens, e1 * batch)
         self.meter.enter(now, self.clock_mhz, batch, kv_tokens, len(self._waiting))
-        self._end.set(now + self._run.elapsed_s(self._planned))
+        self._end_at(now + self._run.elapsed_s(self._planned))
 
     def _stop_at_next_boundary(self) -> None:
         run = self._run
         following = run.complete(self.events.now - run.start_s) + 1
         if following < self._planned:
             self._planned = following
-            self._end.set(run.start_s + run.elapsed_s(following))
+            self._end_at(run.start_s + run.elapsed_s(following))
 
     def _meter_work(self) -> None:
         run, now = self._run, self.events.now
@@ -258,12 +248,13 @@ class FastDecode(FastInstance):
         self.meter.add(run.energy_j(n) + share * (run.ea + run.eb * n))
         self._metered_s = now
         if n:
-            self._published = self.telemetry()
+            self._told_mhz = self.commanded_mhz
             self._advance(n, run.start_s + run.elapsed_s(n))
             self._planned -= n
         self._left = (1.0 if n else run.left) - share
 
     def _work_ends(self) -> None:
+        self._end = None
         self.meter.add(self._run.energy_j(self._planned))
         self._metered_s = self.events.now
         self._advance(self._planned, self.events.now)

@@ -4,6 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from heapq import heappop, heappush
+from typing import Any
+
+
+class Event(list[Any]):
+    """Time, number and call of something to happen; ordered by the first two."""
+
+    __slots__ = ()
 
 
 class Events:
@@ -13,46 +20,42 @@ class Events:
         self.now = 0.0
         self._count = 0
         self._stopped = False
-        self._queue: list[tuple[float, int, Callable[[], None]]] = []
+        self._queue: list[Event] = []
+        self._soon: list[Callable[[], None]] = []
 
-    def at(self, time_s: float, call: Callable[[], None]) -> None:
+    def at(self, time_s: float, call: Callable[[], None]) -> Event:
         """Have something called at a time."""
         self._count += 1
-        heappush(self._queue, (time_s, self._count, call))
+        event = Event((time_s, self._count, call))
+        heappush(self._queue, event)
+        return event
+
+    def soon(self, call: Callable[[], None]) -> None:
+        """Have something called when all that is due at this instant has happened."""
+        self._soon.append(call)
+
+    @staticmethod
+    def cancel(event: Event) -> None:
+        """Keep something from happening."""
+        event[2] = _nothing
 
     def run(self) -> None:
         """Let everything happen until there is nothing left or `stop` is called."""
-        queue = self._queue
+        queue, soon = self._queue, self._soon
         while queue and not self._stopped:
             self.now, _, call = heappop(queue)
             call()
+            while soon and not (queue and queue[0][0] <= self.now):
+                soon.pop(0)()
 
     def stop(self) -> None:
         """Nothing more happens."""
         self._stopped = True
+        self._soon.clear()
 
 
-class Alarm:
-    """One thing to happen that can be put off: only the latest time it was set to counts."""
-
-    def __init__(self, events: Events, call: Callable[[], None]) -> None:
-        self._events = events
-        self._call = call
-        self._version = 0
-
-    def set(self, time_s: float) -> None:
-        """Ring at this time instead of any set before."""
-        self._version = version = self._version + 1
-
-        def ring() -> None:
-            if version == self._version:
-                self._call()
-
-        self._events.at(time_s, ring)
-
-    def cancel(self) -> None:
-        """Do not ring."""
-        self._version += 1
+def _nothing() -> None:
+    """What a cancelled event does."""
 
 
 class Turns:

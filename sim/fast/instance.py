@@ -6,7 +6,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 
-from sim.fast.events import Alarm, Events
+from sim.fast.events import Event, Events
 from sim.meter import Meter
 from sim.plant import Plant
 from voltana.state import Decision, FrequencyController, LoadSnapshot, Phase
@@ -30,14 +30,15 @@ class FastInstance(ABC):
         self.arrived_requests = 0
         self.arrived_tokens = 0
         self._decide = controller.decide
-        self._published: LoadSnapshot
+        self._asks = getattr(controller, "reads_load", True)
+        self._decision: Decision
+        self._told_mhz = 0
         self._idle = False
         self._idle_since_s = 0.0
         self._waking = False
-        self._ask_when_idle_s: float | None = None
         self._metered_s = 0.0
-        self._end = Alarm(events, self._work_ends)
-        self._idle_alarm = Alarm(events, self._ask_idle)
+        self._end: Event | None = None
+        self._idle_question: Event | None = None
 
     @abstractmethod
     def load(self, idle_s: float = 0.0) -> LoadSnapshot:
@@ -45,7 +46,11 @@ class FastInstance(ABC):
 
     @abstractmethod
     def telemetry(self) -> LoadSnapshot:
-        """What was published last: at the last boundary before this instant."""
+        """What was published at the last boundary before this instant, but for what the queue has got since."""
+
+    @abstractmethod
+    def _queued(self) -> int:
+        """Requests waiting."""
 
     @abstractmethod
     def _form_batch(self) -> bool:
@@ -69,8 +74,8 @@ class FastInstance(ABC):
 
     def start(self) -> None:
         """Begin at the clock the controller wants before any load."""
-        self.clock_mhz = self.commanded_mhz = self._decide(self.load(math.inf)).clock_mhz
-        self._published = self.load(math.inf)
+        self._decision = self._decide(self.load(math.inf))
+        self.clock_mhz = self.commanded_mhz = self._told_mhz = self._decision.clock_mhz
         self._metered_s = self.events.now
         self._idle = True
         self._enter_idle()
@@ -98,48 +103,60 @@ class FastInstance(ABC):
         """Work came to an idle instance; it starts when everything else of this instant has happened."""
         if not self._waking:
             self._waking = True
-            self.events.at(self.events.now, self._woken)
+            self.events.soon(self._woken)
 
     def _woken(self) -> None:
         self._waking = False
         self._idle = False
-        self._idle_alarm.cancel()
+        if self._idle_question is not None:
+            self.events.cancel(self._idle_question)
+            self._idle_question = None
         self._meter_idle()
         self._boundary()
 
     def _boundary(self) -> None:
         """Between two iterations: start the next, or idle."""
         if self._form_batch():
-            self._start_work(self._ask(self.load()))
+            self._told_mhz = self.commanded_mhz
+            if self._asks:
+                self._ask(self.load())
+            self._start_work(self._decision)
             return
-        self._published = self.load()
+        self._told_mhz = self.commanded_mhz
         self._idle = True
         self._idle_since_s = self.events.now
-        if self._ask_when_idle_s is not None:
-            self._idle_alarm.set(self.events.now + self._ask_when_idle_s)
+        self._question_idleness(0.0)
         self._enter_idle()
 
-    def _ask(self, load: LoadSnapshot) -> Decision:
-        self._published = load
-        decision = self._decide(load)
-        self._ask_when_idle_s = decision.ask_when_idle_s
+    def _ask(self, load: LoadSnapshot) -> None:
+        self._decision = decision = self._decide(load)
         if decision.clock_mhz != self.commanded_mhz:
             self.command(decision.clock_mhz)
-        return decision
+
+    def _question_idleness(self, asked_s: float) -> None:
+        """Plan the question that the controller wished for, once idle for longer than when last asked."""
+        wished = self._decision.ask_when_idle_s
+        if wished is not None and wished > asked_s:
+            self._idle_question = self.events.at(self._idle_since_s + wished, self._ask_idle)
 
     def _ask_idle(self) -> None:
         idle = self.events.now - self._idle_since_s
         self._meter_idle()
+        self._told_mhz = self.commanded_mhz
         self._ask(self.load(idle))
         self._enter_idle()
-        if self._ask_when_idle_s is not None and self._ask_when_idle_s > idle:
-            self._idle_alarm.set(self._idle_since_s + self._ask_when_idle_s)
+        self._question_idleness(idle)
 
     def _enter_idle(self) -> None:
-        load = self.load()
-        self.meter.enter(self.events.now, self.clock_mhz, 0, 0, load.queued)
+        self.meter.enter(self.events.now, self.clock_mhz, 0, 0, self._queued())
 
     def _meter_idle(self) -> None:
         now = self.events.now
-        self.meter.spend(self.plant.idle_power_w(self.clock_mhz), now - self._metered_s)
+        self.meter.add(self.plant.idle_power_w(self.clock_mhz) * (now - self._metered_s))
         self._metered_s = now
+
+    def _end_at(self, time_s: float) -> None:
+        """The work now going on ends at this time, not at any given before."""
+        if self._end is not None:
+            self.events.cancel(self._end)
+        self._end = self.events.at(time_s, self._work_ends)

@@ -49,8 +49,11 @@ class FastPrefill(FastInstance):
         )
 
     def telemetry(self) -> LoadSnapshot:
-        """What was published at the start of the iteration, or of idleness."""
-        return self._published
+        """As the base class says."""
+        return self.load()._replace(clock_mhz=self._told_mhz)
+
+    def _queued(self) -> int:
+        return len(self._queue)
 
     def _form_batch(self) -> bool:
         return self._queue.form_batch(self.events.now)
@@ -63,7 +66,7 @@ class FastPrefill(FastInstance):
         queue, now = self._queue, self.events.now
         self._step = self.plant.prefill(len(queue.batch), queue.batch_tokens, queue.batch_pairs, self.clock_mhz)
         self.meter.enter(now, self.clock_mhz, len(queue.batch), queue.batch_tokens, len(queue))
-        self._end.set(now + self._left * self._step.duration_s)
+        self._end_at(now + self._left * self._step.duration_s)
 
     def _meter_work(self) -> None:
         now = self.events.now
@@ -73,6 +76,7 @@ class FastPrefill(FastInstance):
         self._left -= spent / self._step.duration_s
 
     def _work_ends(self) -> None:
+        self._end = None
         now = self.events.now
         self.meter.spend(self._step.power_w, now - self._metered_s)
         self._metered_s = now

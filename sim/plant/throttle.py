@@ -32,18 +32,32 @@ def under_limit(
         return Point(seconds, joules, asked_mhz)
     above = bisect_left(clocks, asked_mhz)
     low = bisect_right(clocks, guess_mhz) - 1
-    if not 0 <= low < above - 1 or _over(run, clocks[low], limit_w) or not _over(run, clocks[low + 1], limit_w):
-        low = bisect_left(range(1, above), True, key=lambda i: _over(run, clocks[i], limit_w))
+    if 0 <= low < above - 1:
+        mixed = _between(run, clocks[low], clocks[low + 1], limit_w)
+        if mixed is not None:
+            return mixed
+    low = bisect_left(range(1, above), True, key=lambda i: _over(run, clocks[i], limit_w))
     return between(run, clocks[low], clocks[low + 1] if low + 1 < above else asked_mhz, limit_w)
 
 
 def between(run: Callable[[float], tuple[float, float]], low_mhz: float, up_mhz: float, limit_w: float) -> Point:
     """Mix a clock within the limit with one above it; the lower alone if even that is above."""
+    mixed = _between(run, low_mhz, up_mhz, limit_w)
+    return mixed if mixed is not None else Point(*run(low_mhz), low_mhz)
+
+
+def _between(
+    run: Callable[[float], tuple[float, float]], low_mhz: float, up_mhz: float, limit_w: float
+) -> Point | None:
+    """Mix two clocks so that mean power is the limit; None unless the lower is within it and the upper above."""
     low_s, low_j = run(low_mhz)
-    up_s, up_j = run(up_mhz)
-    spare, excess = limit_w * low_s - low_j, up_j - limit_w * up_s
+    spare = limit_w * low_s - low_j
     if spare <= 0.0:
-        return Point(low_s, low_j, low_mhz)
+        return None
+    up_s, up_j = run(up_mhz)
+    excess = up_j - limit_w * up_s
+    if excess <= 0.0:
+        return None
     share = spare / (spare + excess)
     seconds = low_s + share * (up_s - low_s)
     clock = ((1.0 - share) * low_s * low_mhz + share * up_s * up_mhz) / seconds

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -25,7 +24,7 @@ HAND = EcoPred(
     ],  # 60 ms: 300 and 600 requests
 )
 LIGHT = LoadSnapshot(10.0, 1200, 4, 100, 0, 0, 0.0, 0.0, 0, 0)
-IDLE = replace(LIGHT, batch_size=0, batch_tokens=0)
+IDLE = LIGHT._replace(batch_size=0, batch_tokens=0)
 
 
 def ecofreq(phase: Phase = "decode", predictor: EcoPred = HAND, **parameters: Any) -> EcoFreq:
@@ -33,13 +32,13 @@ def ecofreq(phase: Phase = "decode", predictor: EcoPred = HAND, **parameters: An
 
 
 def clock(controller: EcoFreq, load: LoadSnapshot = LIGHT, **changes: Any) -> int:
-    return controller.decide(replace(load, **changes)).clock_mhz
+    return controller.decide(load._replace(**changes)).clock_mhz
 
 
 @pytest.mark.parametrize(("parameter", "expected"), [("max", 1410), (1005, 1005), (210, 210)])
 def test_static_clock_never_moves(parameter: Any, expected: int) -> None:
     controller = StaticClock(CLOCKS, clock_mhz=parameter)
-    loads = [LIGHT, IDLE, replace(LIGHT, queued=9), replace(LIGHT, batch_size=1000)]
+    loads = [LIGHT, IDLE, LIGHT._replace(queued=9), LIGHT._replace(batch_size=1000)]
     assert {controller.decide(load) for load in loads} == {Decision(expected, holds_below_tokens=math.inf)}
 
 
@@ -111,9 +110,9 @@ def test_starts_at_the_lowest_level(clock_mhz: int) -> None:
 
 def test_an_idle_instance_keeps_its_clock_then_goes_to_the_lowest_level() -> None:
     controller = ecofreq(idle_s=5.0)
-    assert controller.decide(replace(LIGHT, queued=1)).clock_mhz == 1410
-    assert controller.decide(replace(IDLE, idle_s=2.0, clock_mhz=1410)) == Decision(1410, 5.0)
-    assert controller.decide(replace(IDLE, idle_s=5.0, clock_mhz=1410)) == Decision(1005)
+    assert controller.decide(LIGHT._replace(queued=1)).clock_mhz == 1410
+    assert controller.decide(IDLE._replace(idle_s=2.0, clock_mhz=1410)) == Decision(1410, 5.0)
+    assert controller.decide(IDLE._replace(idle_s=5.0, clock_mhz=1410)) == Decision(1005)
 
 
 @given(st.floats(0.01, 100))
@@ -251,7 +250,7 @@ def test_an_answer_holds_as_long_as_it_promised(
     share: float,
 ) -> None:
     controller = ecofreq(phase, predictor, levels_mhz=(1005, 1095, 1200, 1305, 1410), margin=margin)
-    load = replace(LIGHT, batch_size=batch, batch_tokens=kv, longest_wait_s=waited_s, queued=queued)
+    load = LIGHT._replace(batch_size=batch, batch_tokens=kv, longest_wait_s=waited_s, queued=queued)
     decision = controller.decide(load)
     until = min(decision.holds_below_tokens, 10**9)
     later = int(kv + share * (until - kv))
@@ -260,7 +259,7 @@ def test_an_answer_holds_as_long_as_it_promised(
 
 
 @pytest.mark.parametrize("parameters", [{"interval_s": 1.0}, {"max_requests_per_s": 5}, {"max_tokens_per_s": 5}])
-@pytest.mark.parametrize("load", [LIGHT, replace(LIGHT, queued=1), replace(LIGHT, batch_size=9999), IDLE])
+@pytest.mark.parametrize("load", [LIGHT, LIGHT._replace(queued=1), LIGHT._replace(batch_size=9999), IDLE])
 def test_a_controller_that_watches_time_promises_nothing(parameters: dict[str, Any], load: LoadSnapshot) -> None:
     assert ecofreq(**parameters).decide(load).holds_below_tokens == 0
 

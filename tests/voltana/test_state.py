@@ -1,8 +1,7 @@
 """What crosses the border to a policy is immutable and holds numbers that a live system can know."""
 
-from dataclasses import FrozenInstanceError, fields
 from types import NoneType
-from typing import get_args, get_type_hints
+from typing import Any, get_args, get_type_hints
 
 import pytest
 
@@ -11,16 +10,16 @@ from voltana.state import Decision, InstanceLoad, LoadSnapshot, RequestInfo, Slo
 MESSAGES = [LoadSnapshot, InstanceLoad, RequestInfo, Decision, Slo]
 
 
-def numbers(message: type) -> list[object]:
-    return list(range(len(fields(message))))
+def numbers(message: Any) -> list[object]:
+    return list(range(len(message._fields)))
 
 
 @pytest.mark.parametrize("message", MESSAGES)
-def test_immutable(message: type) -> None:
+def test_immutable(message: Any) -> None:
     made = message(*numbers(message))
-    for field in fields(message):
-        with pytest.raises(FrozenInstanceError):
-            setattr(made, field.name, 1)
+    for name in message._fields:
+        with pytest.raises(AttributeError):
+            setattr(made, name, 1)
     with pytest.raises((TypeError, AttributeError)):
         made.truth = 1
     assert made == message(*numbers(message))
@@ -28,14 +27,14 @@ def test_immutable(message: type) -> None:
 
 
 @pytest.mark.parametrize("message", MESSAGES)
-def test_holds_nothing_but_numbers(message: type) -> None:
+def test_holds_nothing_but_numbers(message: Any) -> None:
     for hint in get_type_hints(message).values():
         assert {*(get_args(hint) or (hint,))} <= {int, float, NoneType}
 
 
 @pytest.mark.parametrize("message", MESSAGES)
-def test_knows_nothing_of_the_future(message: type) -> None:
-    names = {field.name for field in fields(message)}
+def test_knows_nothing_of_the_future(message: Any) -> None:
+    names = set(message._fields)
     assert not {name for name in names if any(word in name for word in ("output", "finish", "remaining", "true"))}
 
 
@@ -47,5 +46,5 @@ def test_knows_nothing_of_the_future(message: type) -> None:
         (Decision, {"clock_mhz", "ask_when_idle_s", "holds_below_tokens"}),
     ],
 )
-def test_a_new_field_is_a_decision(message: type, expected: set[str]) -> None:
-    assert {field.name for field in fields(message)} == expected
+def test_a_new_field_is_a_decision(message: Any, expected: set[str]) -> None:
+    assert set(message._fields) == expected
