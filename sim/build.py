@@ -13,6 +13,7 @@ from sim.actuator import Actuation
 from sim.cluster import ClusterSpec
 from sim.config import PlantConfig, SimConfig
 from sim.decode import DecodeLimits
+from sim.noise import latency_noise
 from sim.plant import EngineSpec, GpuSpec, ModelSpec, Plant
 from sim.predictor import load_predictor
 from sim.prefill import PrefillLimits
@@ -82,6 +83,7 @@ class RunBuilder:
             decode_controllers=self._controllers("decode", policy.decode_controller, cluster.decode_instances),
             prefill_router=self._router("prefill", policy.prefill_router),
             decode_router=self._router("decode", policy.decode_router),
+            noise=lambda name: latency_noise(config.seed, name, serving.latency_noise),
         )
 
     def _kv_tokens(self) -> int:

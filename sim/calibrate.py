@@ -1,4 +1,4 @@
-"""Fit the constants of `conf/gpu/a100_sxm4_80g_calibrated.yaml` to public measurements, and say how well they predict the rest.
+"""Fit the GPU constants (`conf/gpu/a100_sxm4_80g_calibrated.yaml`) to measurements; say how well they predict the rest.
 
 Run as ``python -m sim.calibrate DATA`` (writes the YAML) or with ``--check`` (compares with the shipped one). DATA is
 the folder that holds `profiles/` and `traces/`; `docs/validation.md` tells where each file comes from. Whole clocks,

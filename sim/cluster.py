@@ -43,6 +43,8 @@ class ClusterSpec:
     decode_controllers: Sequence[FrequencyController]
     prefill_router: Router
     decode_router: Router
+    noise: Callable[[str], Callable[[], float] | None] = lambda _: None
+    """For the name of an instance, what draws the factors on its latencies."""
 
 
 class Cluster:
@@ -126,6 +128,7 @@ class Cluster:
             Meter(f"{phase}-{index}", phase, write_row),
             controller,
             partial(self._drive, host),
+            self._spec.noise(f"{phase}-{index}"),
         )
 
     def _drive(self, host: int, apply: Callable[[int], None]) -> Actuator:

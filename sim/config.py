@@ -67,6 +67,7 @@ class ServingConfig(Section):
     name: str
     prefill: PrefillServing
     decode: DecodeServing
+    latency_noise: Annotated[float, Field(ge=0, le=0.5)]
     engine: Part
 
 

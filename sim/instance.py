@@ -28,6 +28,7 @@ class Instance(ABC):
 
     Args:
         drive: makes the actuator, given what to call when a clock comes into force.
+        noise: draws the factor on the latency of an iteration; None: no noise.
     """
 
     phase: Phase
@@ -41,6 +42,7 @@ class Instance(ABC):
         meter: Meter,
         controller: FrequencyController,
         drive: Callable[[Callable[[int], None]], Actuator],
+        noise: Callable[[], float] | None,
     ) -> None:
         self.env = env
         self.plant = plant
@@ -51,6 +53,7 @@ class Instance(ABC):
         self._controller = controller
         self._clock_changed = env.event()
         self._wake = env.event()
+        self._noise = noise
         self.actuator = drive(self._set_clock)
         self._ask_when_idle_s: float | None = None
         self._last_end_s: float | None = -math.inf
@@ -104,14 +107,16 @@ class Instance(ABC):
     def _iterate(self) -> Process:
         """Run the batch once; a clock that changes on the way changes the speed of what is left."""
         left = 1.0
+        stretch = 1.0 if self._noise is None else self._noise()
         while left > 0:
             step = self.step()
+            duration = step.duration_s * stretch
             self._enter(step.power_w)
             started = self.env.now
-            end = self.env.timeout(left * step.duration_s)
+            end = self.env.timeout(left * duration)
             yield end | self._clock_changed
             self._meter_up()
-            left = 0.0 if end.processed else left - (self.env.now - started) / step.duration_s
+            left = 0.0 if end.processed else left - (self.env.now - started) / duration
 
     @property
     def idle_s(self) -> float:

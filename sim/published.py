@@ -136,15 +136,16 @@ def _number(where: str, text: str) -> float:
 # The simulation of them
 
 
-def configuration(policy: str, rps: float) -> dict[str, Any]:
-    """The configuration of a point, as `voltana-sim` composes it."""
+def configuration(policy: str, rps: float, seed: int | None = None) -> dict[str, Any]:
+    """The configuration of a point, as `voltana-sim` composes it; the seed is its default unless given."""
     import hydra_plugins.voltana  # noqa: F401  (conf/sim.yaml names its launcher)
     from hydra import compose, initialize_config_module
 
     from sim.compose import resolve
 
+    overrides = [*SETTING, f"policy={policy}", f"rps={rps:g}", *([] if seed is None else [f"seed={seed}"])]
     with initialize_config_module("conf", version_base="1.3"):
-        return resolve(compose("sim", overrides=[*SETTING, f"policy={policy}", f"rps={rps:g}"]))
+        return resolve(compose("sim", overrides=overrides))
 
 
 def point_of(policy: str, rps: float, summary: Mapping[str, Any]) -> Point:
@@ -153,10 +154,14 @@ def point_of(policy: str, rps: float, summary: Mapping[str, Any]) -> Point:
     return Point(policy, rps, ttft, itl, summary["energy_j"]["total"] / 1e3)
 
 
-def compare(points: Sequence[Point], folder: Path, done: Callable[[str], None] = lambda _: None) -> list[Comparison]:
-    """Simulate the points, side by side; their run records go to `folder`, one folder each.
+def compare(
+    points: Sequence[Point], folder: Path, seed: int | None = None, done: Callable[[str], None] = lambda _: None
+) -> list[Comparison]:
+    """Simulate the points, side by side.
 
     Args:
+        folder: where their run records go, a folder each.
+        seed: of the runs; their default unless given.
         done: called with the name of each point when it is simulated.
     """
     found: dict[Point, Comparison] = {}
@@ -165,7 +170,7 @@ def compare(points: Sequence[Point], folder: Path, done: Callable[[str], None] =
         for point in points:
             policy, rps = point.policy, point.rps
             record = folder / f"{policy}_{rps:g}"
-            futures[pool.submit(simulate, configuration(policy, rps), record)] = point
+            futures[pool.submit(simulate, configuration(policy, rps, seed), record)] = point
         try:
             for future in as_completed(futures):
                 point = futures[future]
@@ -218,8 +223,9 @@ def table(comparisons: Sequence[Comparison]) -> str:
 def verdict_table(found: Sequence[Verdict]) -> str:
     """The deviations against their targets as a Markdown table."""
     text = ["| absolute deviation | found | target | |", "|---|---:|---:|---|"]
-    for v in found:
-        text.append(f"| {v.what} | {v.found:.1f} {v.unit} | {v.most:g} {v.unit} | {'met' if v.met else 'missed'} |")
+    text += [
+        f"| {v.what} | {v.found:.1f} {v.unit} | {v.most:g} {v.unit} | {'met' if v.met else 'missed'} |" for v in found
+    ]
     return "\n".join(text)
 
 
@@ -263,14 +269,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Compare; exit status 0 when every target is met, 1 when one is missed, 2 on bad input, 130 interrupted."""
     parser = argparse.ArgumentParser(prog="python -m sim.published", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("data", type=Path, help=f"folder with {CURVE}")
-    parser.add_argument(
-        "--records", type=Path, metavar="DIR", help="keep the run records here (voltana-plot draws them)"
-    )
+    parser.add_argument("--records", type=Path, metavar="DIR", help="keep the run records here")
+    parser.add_argument("--seed", type=int, help="of all runs, instead of the default")
     options = parser.parse_args(arguments)
     try:
         points = read_points(options.data / CURVE)
         with _record_folder(options.records) as folder, _progress(len(points)) as done:
-            comparisons = compare(points, folder, done)
+            comparisons = compare(points, folder, options.seed, done)
     except UserError as problem:
         print(problem, file=sys.stderr)
         return 2

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 from voltana.errors import UserError
+from voltana.state import Phase
 
 FORMAT = "voltana-ecopred-1"
 
@@ -25,9 +26,12 @@ BIN_ENDS: tuple[int, ...] = (4, *range(8, 129, 8), *range(256, 2049, 128))
 """Last batch size of each decode bin: 1-4, 5-8, then 8 wide to 128, then 128 wide to 2048. The last bin is open."""
 
 
+_BIN_OF = tuple(bisect_left(BIN_ENDS, size) for size in range(BIN_ENDS[-1] + 1))
+
+
 def decode_bin(batch_size: int) -> int:
     """Index of the bin a decode batch falls in."""
-    return min(bisect_left(BIN_ENDS, batch_size), len(BIN_ENDS) - 1)
+    return _BIN_OF[batch_size] if batch_size < len(_BIN_OF) else len(BIN_ENDS) - 1
 
 
 class Line(NamedTuple):
@@ -43,6 +47,17 @@ class Plane(NamedTuple):
     intercept_s: float
     per_request_s: float
     per_token_s: float
+
+
+class LevelTable(NamedTuple):
+    """Coefficients of a predictor at a list of clocks, ready to be looked up by batch size."""
+
+    by_bin: tuple[tuple[tuple[float, float, float], ...], ...]
+    """Per decode bin, per clock: seconds, seconds per request, seconds per token."""
+
+    def at(self, batch_size: int) -> tuple[tuple[float, float, float], ...]:
+        """The coefficients of each clock for a batch size."""
+        return self.by_bin[decode_bin(batch_size)]
 
 
 class EcoPred:
@@ -91,6 +106,14 @@ class EcoPred:
         """Predicted latency of one decode iteration over `kv_tokens` cached tokens, in seconds."""
         intercept, per_request, per_token = self.decode_planes(clock_mhz)[decode_bin(batch_size)]
         return max(0.0, intercept + per_request * batch_size + per_token * kv_tokens)
+
+    def levels(self, phase: Phase, clocks_mhz: Sequence[int]) -> LevelTable:
+        """The coefficients of several clocks, for those who ask for the same ones again and again."""
+        if phase == "prefill":
+            lines = [self.prefill_line(clock) for clock in clocks_mhz]
+            return LevelTable((tuple((a, 0.0, b) for a, b in lines),) * len(BIN_ENDS))
+        by_clock = [self.decode_planes(clock) for clock in clocks_mhz]
+        return LevelTable(tuple(zip(*by_clock, strict=True)))
 
     def _between(self, clock_mhz: int) -> tuple[int, int, float]:
         """The two profiled clocks to blend for a clock, and the share of the higher (outside 0..1: extrapolated)."""

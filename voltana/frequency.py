@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from statistics import median
 
 from voltana import checks
-from voltana.ecopred import EcoPred, decode_bin
+from voltana.ecopred import EcoPred
 from voltana.state import Decision, LoadSnapshot, Phase, Slo
 
 TIME_RESOLUTION_S = 1e-9
@@ -76,19 +76,15 @@ class EcoFreq:
         self._levels = checks.levels("levels_mhz", levels_mhz, clocks_mhz)
         scale = 1 - checks.number("margin", margin, above=-10, high=0.99)
         self._objective_s = scale * (slo.ttft_s if phase == "prefill" else slo.itl_s)
-        self._latency = _level_latency(phase, predictor, self._levels)
+        self._latency = predictor.levels(phase, self._levels)
         self._interval_s = checks.number("interval_s", interval_s, low=0)
         self._idle_s = checks.number("idle_s", idle_s, above=0)
         self._surge = SurgeGuard(rate_window_s, max_requests_per_s, max_tokens_per_s)
         self._batches: list[int] = []
         self._tokens: list[int] = []
         self._decided_s = -math.inf
-        self._top = Decision(self._levels[-1], self._idle_s, math.inf if self._stateless else 0.0)
-
-    @property
-    def _stateless(self) -> bool:
-        """Whether nothing but the snapshot at hand matters, so that an answer can be promised to hold."""
-        return self._interval_s == 0 and not self._surge.on
+        self._promises = self._interval_s == 0 and not self._surge.on  # nothing matters but the snapshot at hand
+        self._top = Decision(self._levels[-1], self._idle_s, math.inf if self._promises else 0.0)
 
     def decide(self, load: LoadSnapshot) -> Decision:
         """Apply the rules of the class."""
@@ -122,15 +118,18 @@ class EcoFreq:
         """The decision, and up to how many tokens it holds: no lower level comes to fit, and this one still does."""
         if budget_s < 0:
             return self._top
-        holds_below = math.inf
-        for level in range(len(self._levels)):
-            fixed_s, per_token_s = self._latency(level, batch)
-            fits = fixed_s + per_token_s * tokens <= budget_s
+        holds_below, chosen = math.inf, self._levels[-1]
+        for clock, (fixed_s, per_request_s, per_token_s) in zip(
+            self._levels, self._latency.at(math.ceil(batch)), strict=True
+        ):
+            spare_s = budget_s - fixed_s - per_request_s * batch
+            fits = per_token_s * tokens <= spare_s
             if per_token_s > 0 if fits else per_token_s < 0:
-                holds_below = min(holds_below, (budget_s - fixed_s) / per_token_s * (1 - TOKEN_RESOLUTION))
+                holds_below = min(holds_below, spare_s / per_token_s * (1 - TOKEN_RESOLUTION))
             if fits:
+                chosen = clock
                 break
-        return Decision(self._levels[level], self._idle_s, holds_below if self._stateless else 0.0)
+        return Decision(chosen, self._idle_s, holds_below if self._promises else 0.0)
 
 
 class SurgeGuard:
@@ -157,19 +156,3 @@ class SurgeGuard:
 
 def _threshold(name: str, value: float | None) -> float:
     return math.inf if value is None else checks.number(name, value, above=0)
-
-
-def _level_latency(
-    phase: Phase, predictor: EcoPred, levels_mhz: Sequence[int]
-) -> Callable[[int, float], tuple[float, float]]:
-    """Predicted latency of a batch at a level as (s, s per token), with the coefficients looked up once."""
-    if phase == "prefill":
-        lines = [predictor.prefill_line(clock) for clock in levels_mhz]
-        return lambda level, batch: lines[level]
-    planes = [predictor.decode_planes(clock) for clock in levels_mhz]
-
-    def decode(level: int, batch: float) -> tuple[float, float]:
-        intercept, per_request, per_token = planes[level][decode_bin(math.ceil(batch))]
-        return intercept + per_request * batch, per_token
-
-    return decode

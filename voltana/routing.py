@@ -70,7 +70,7 @@ class _StateSpace:
     ) -> None:
         self._levels = checks.levels("levels_mhz", levels_mhz, clocks_mhz)
         self._budget_s = slo.itl_s * (1 - checks.number("margin", margin, above=-10, high=0.99))
-        self._predictor = predictor
+        self._latency = predictor.levels("decode", self._levels)
         self._settled = checks.number("settled_tokens", settled_tokens, low=0)
         self._growth = checks.number("growth_tokens", growth_tokens, low=0)
         self.top = len(self._levels) - 1
@@ -87,8 +87,8 @@ class _StateSpace:
         return _WhatIf(now, then, fits)
 
     def _lowest(self, batch: int, kv_tokens: float) -> tuple[int, bool]:
-        for index, clock in enumerate(self._levels):
-            if self._predictor.decode_s(batch, kv_tokens, clock) <= self._budget_s:
+        for index, (fixed_s, per_request_s, per_token_s) in enumerate(self._latency.at(batch)):
+            if fixed_s + per_request_s * batch + per_token_s * kv_tokens <= self._budget_s:
                 return index, True
         return self.top, False
 

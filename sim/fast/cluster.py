@@ -83,10 +83,10 @@ class FastCluster:
                 instance.stop()
                 instance.meter.totals.clock_changes = actuator.changes
 
-    def _shared(
-        self, index: int, phase: Phase, controller: FrequencyController
-    ) -> tuple[Events, object, Meter, FrequencyController]:
-        return self._events, self._spec.plant, Meter(f"{phase}-{index}", phase, self._write_row), controller
+    def _shared(self, index: int, phase: Phase, controller: FrequencyController) -> tuple[object, ...]:
+        """The arguments both kinds of instance take."""
+        name, spec = f"{phase}-{index}", self._spec
+        return self._events, spec.plant, Meter(name, phase, self._write_row), controller, spec.noise(name)
 
     def _connect(self, index: int, instance: FastInstance) -> None:
         """Give an instance its actuator, on the host of its GPUs."""

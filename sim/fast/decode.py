@@ -49,6 +49,8 @@ class Run(NamedTuple):
 
     def complete(self, elapsed_s: float) -> int:
         """Iterations that have ended after a time."""
+        if elapsed_s < self.left * self.a:
+            return 0
         half = self.a - self.b / 2
         rest = elapsed_s + (1 - self.left) * self.a
         n = int(2 * rest / (half + math.sqrt(half * half + 2 * self.b * rest)))
@@ -137,25 +139,27 @@ class FastDecode(FastInstance):
 
     def load(self, idle_s: float = 0.0) -> LoadSnapshot:
         """Telemetry at a boundary."""
+        return self._snapshot(self.commanded_mhz, self._kv_tokens, idle_s)
+
+    def telemetry(self) -> LoadSnapshot:
+        """As the base class says."""
+        n = 0 if self._idle else self._run.complete(self.events.now - self._run.start_s)
+        if not n:
+            return self._snapshot(self._told_mhz, self._kv_tokens, 0.0)
+        return self._snapshot(self.commanded_mhz, self._kv_tokens + n * self._batch, 0.0)
+
+    def _snapshot(self, clock_mhz: int, kv_tokens: int, idle_s: float) -> LoadSnapshot:
         return LoadSnapshot(
             self.events.now,
-            self.commanded_mhz,
+            clock_mhz,
             self._batch,
-            self._kv_tokens,
+            kv_tokens,
             len(self._waiting),
             self._waiting_tokens,
             0.0,
             idle_s,
             self.arrived_requests,
             self.arrived_tokens,
-        )
-
-    def telemetry(self) -> LoadSnapshot:
-        """As the base class says."""
-        n = 0 if self._idle else self._run.complete(self.events.now - self._run.start_s)
-        return self.load()._replace(
-            clock_mhz=self.commanded_mhz if n else self._told_mhz,
-            batch_tokens=self._kv_tokens + n * self._batch,
         )
 
     def _queued(self) -> int:
@@ -220,7 +224,7 @@ class FastDecode(FastInstance):
         planned = min(self._leaving[0].leaves - self._iteration, room)
         if decision.holds_below_tokens < kv_tokens + planned * batch:
             planned = max(1, min(planned, math.ceil((decision.holds_below_tokens - kv_tokens) / batch)))
-        if self._waiting and self._fits(self._waiting[0]):
+        if self._noise is not None or (self._waiting and self._fits(self._waiting[0])):
             planned = 1
         self._planned = planned
         self._resume_work()
@@ -230,7 +234,8 @@ class FastDecode(FastInstance):
         t0, t1, e0, e1, valid = self.plant.decode_line(batch, self.clock_mhz, kv_tokens)
         if valid < kv_tokens + self._planned * batch:
             self._planned = min(self._planned, math.ceil((valid - kv_tokens) / batch))
-        self._run = Run(now, self._left, t0 + t1 * kv_tokens, t1 * batch, e0 + e1 * kv_tokens, e1 * batch)
+        seconds, joules = (t0 + t1 * kv_tokens) * self._stretch, (e0 + e1 * kv_tokens) * self._stretch
+        self._run = Run(now, self._left, seconds, t1 * batch, joules, e1 * batch)
         self.meter.enter(now, self.clock_mhz, batch, kv_tokens, len(self._waiting))
         self._end_at(now + self._run.elapsed_s(self._planned))
 

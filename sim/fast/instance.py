@@ -21,7 +21,14 @@ class FastInstance(ABC):
     phase: Phase
     command: Callable[[int], None]
 
-    def __init__(self, events: Events, plant: Plant, meter: Meter, controller: FrequencyController) -> None:
+    def __init__(
+        self,
+        events: Events,
+        plant: Plant,
+        meter: Meter,
+        controller: FrequencyController,
+        noise: Callable[[], float] | None,
+    ) -> None:
         self.events = events
         self.plant = plant
         self.meter = meter
@@ -33,6 +40,8 @@ class FastInstance(ABC):
         self._asks = getattr(controller, "reads_load", True)
         self._decision: Decision
         self._told_mhz = 0
+        self._noise = noise
+        self._stretch = 1.0
         self._idle = False
         self._idle_since_s = 0.0
         self._waking = False
@@ -120,6 +129,8 @@ class FastInstance(ABC):
             self._told_mhz = self.commanded_mhz
             if self._asks:
                 self._ask(self.load())
+            if self._noise is not None:
+                self._stretch = self._noise()
             self._start_work(self._decision)
             return
         self._told_mhz = self.commanded_mhz

@@ -23,6 +23,7 @@ class FastPrefill(FastInstance):
         self._finished = finished
         self._left = 1.0
         self._step: Step
+        self._duration_s = 0.0
 
     def submit(self, job: Job) -> None:
         """Take a request."""
@@ -65,15 +66,16 @@ class FastPrefill(FastInstance):
     def _resume_work(self) -> None:
         queue, now = self._queue, self.events.now
         self._step = self.plant.prefill(len(queue.batch), queue.batch_tokens, queue.batch_pairs, self.clock_mhz)
+        self._duration_s = self._step.duration_s * self._stretch
         self.meter.enter(now, self.clock_mhz, len(queue.batch), queue.batch_tokens, len(queue))
-        self._end_at(now + self._left * self._step.duration_s)
+        self._end_at(now + self._left * self._duration_s)
 
     def _meter_work(self) -> None:
         now = self.events.now
         spent = now - self._metered_s
         self.meter.spend(self._step.power_w, spent)
         self._metered_s = now
-        self._left -= spent / self._step.duration_s
+        self._left -= spent / self._duration_s
 
     def _work_ends(self) -> None:
         self._end = None

@@ -31,6 +31,7 @@ RUNS = st.fixed_dictionaries(
         "serving.prefill.chunk_tokens": st.sampled_from(["null", 300]),
         "serving.decode.kv_tokens": st.sampled_from(["auto", 5000]),
         "serving.decode.max_requests": st.sampled_from([1024, 6]),
+        "serving.latency_noise": st.sampled_from([0.0, 0.0, 0.05]),
         "seed": st.integers(0, 10_000),
     }
 )
