@@ -8,7 +8,7 @@ DEMO   ?= outputs/demo
 RATES  ?= 50,55,60,65,70,75,80,85,90,95,100
 DURATION ?= 120
 
-.PHONY: demo test lint types check clean
+.PHONY: demo test lint types check bench clean
 
 demo: $(READY)  ## sweep the paper's policies over request rates, compare, draw
 	$(BIN)/voltana-sim -m model=llama31_8b trace=sharegpt policy=static_max,static_1005,voltana rps=$(RATES) \
@@ -25,6 +25,9 @@ lint: $(DEV)
 
 types: $(DEV)
 	$(BIN)/mypy voltana sim live traces analysis
+
+bench: $(READY)  ## how fast the simulator is
+	$(BIN)/python -m sim.bench
 
 check: lint types test
 

@@ -13,3 +13,12 @@ def resolve(config: DictConfig) -> dict[str, Any]:
     values = OmegaConf.to_container(own, resolve=True)
     assert isinstance(values, dict)
     return {str(key): value for key, value in values.items()}
+
+
+def compose_sim(*overrides: str) -> dict[str, Any]:
+    """The resolved configuration of voltana-sim with overrides, for use from Python."""
+    import hydra_plugins.voltana  # noqa: F401 - makes its launcher known to the configuration
+    from hydra import compose, initialize_config_module
+
+    with initialize_config_module("conf", version_base="1.3"):
+        return resolve(compose("sim", overrides=list(overrides)))

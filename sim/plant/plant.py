@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator
+from functools import partial
 from typing import NamedTuple
 
 from sim.plant import decode
@@ -70,7 +71,7 @@ class Plant:
         self._limit_w = model.tp * gpu.power_limit_w
         self._last_clock = 0.0
         self._prefill_ops: dict[float, Operators] = {}
-        self._decode_ops: dict[float, Operators] = {}
+        self._decode_bases: dict[tuple[int, bool, float], tuple[Operators, Work, Work, float]] = {}
         self._prefill_lines: dict[tuple[int, int, float], _PrefillLine] = {}
         self._free: dict[tuple[int, float], tuple[Piece, ...]] = {}
         self._pieces: dict[tuple[int, float], tuple[Piece, ...]] = {}
@@ -161,8 +162,14 @@ class Plant:
         """Pieces under the power limit."""
         batch_size, clock = key
 
+        guess_mhz = self._last_clock
+
         def solve(kv_tokens: float) -> Point:
-            return under_limit(lambda f: self._unlimited(batch_size, kv_tokens, f), self._clocks, clock, self._limit_w)
+            nonlocal guess_mhz
+            run = partial(self._unlimited, batch_size, kv_tokens)
+            point = under_limit(run, self._clocks, clock, self._limit_w, guess_mhz)
+            guess_mhz = point.clock_mhz
+            return point
 
         free = self._free_pieces(batch_size, clock)
         pieces = self._pieces[key] = decode.limited(free, self._limit_w, self.kv_capacity_tokens, solve)
@@ -185,15 +192,8 @@ class Plant:
 
         The batch is padded for everything but attention, whose padded rows have no context.
         """
-        layers, engine, net = self.model.layers, self.engine, self._transformer
-        ops = self._decode_ops.get(clock)
-        if ops is None:
-            ops = self._decode_ops[clock] = Operators(self.gpu, clock, engine.decode_slowdown)
-        rows, launch_s = engine.padded(batch_size), 0.0 if engine.captured(batch_size) else engine.eager_launch_s
-        block = net.attention_block(ops, rows)
-        forward = net.feed_forward(ops, rows).stretched(launch_s * net.feed_forward_launches) * layers
-        rest = forward + net.head(ops, rows) + Work(engine.host_decode_s)
-        floor_s = layers * launch_s * net.attention_launches
+        layers, net = self.model.layers, self._transformer
+        ops, block, rest, floor_s = self._decode_base(batch_size, clock)
         idle_w = self.idle_power_w(clock)
 
         def point(context: float, waits: bool) -> Point:
@@ -210,3 +210,17 @@ class Plant:
                 yield waiting._replace(end=min(busy_from, valid_to))
             if busy_from < valid_to:
                 yield busy
+
+    def _decode_base(self, batch_size: int, clock: float) -> tuple[Operators, Work, Work, float]:
+        """What batches padded to one size share: operators, attention block, all else, launch floor of attention."""
+        engine, net, layers = self.engine, self._transformer, self.model.layers
+        rows, captured = engine.padded(batch_size), engine.captured(batch_size)
+        base = self._decode_bases.get((rows, captured, clock))
+        if base is None:
+            launch_s = 0.0 if captured else engine.eager_launch_s
+            ops = Operators(self.gpu, clock, engine.decode_slowdown)
+            forward = net.feed_forward(ops, rows).stretched(launch_s * net.feed_forward_launches) * layers
+            rest = forward + net.head(ops, rows) + Work(engine.host_decode_s)
+            base = ops, net.attention_block(ops, rows), rest, layers * launch_s * net.attention_launches
+            self._decode_bases[rows, captured, clock] = base
+        return base

@@ -5,9 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hydra import compose, initialize_config_module
 
-from sim.compose import resolve
+from sim.compose import compose_sim
 from sim.run import simulate
 from voltana.record import RunRecord
 
@@ -21,17 +20,9 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         yield
 
 
-def values(*overrides: str) -> dict[str, Any]:
-    """The resolved configuration of voltana-sim with overrides."""
-    import hydra_plugins.voltana  # noqa: F401
-
-    with initialize_config_module("conf", version_base="1.3"):
-        return resolve(compose("sim", overrides=list(overrides)))
-
-
 @pytest.fixture(scope="session", name="values")
 def _values() -> Callable[..., dict[str, Any]]:
-    return values
+    return compose_sim
 
 
 @pytest.fixture
@@ -41,7 +32,7 @@ def run(tmp_path: Path) -> Callable[..., RunRecord]:
 
     def go(*overrides: str) -> RunRecord:
         folder = tmp_path / str(next(count))
-        simulate(values(*SMALL, *overrides), folder)
+        simulate(compose_sim(*SMALL, *overrides), folder)
         return RunRecord(folder)
 
     return go

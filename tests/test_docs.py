@@ -1,0 +1,210 @@
+"""The documentation is true: its commands run, its policy works, its numbers, links and tables are those of the code."""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import yaml
+
+from voltana.record import RunRecord, find_records
+
+ROOT = Path(__file__).parents[1]
+SCRIPTS = Path(sys.executable).parent
+DATA = Path(os.environ.get("VOLTANA_DATA", ROOT / ".." / "shared" / "data"))
+
+DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+OWN_POLICY = "Add a policy in 20 lines"
+SMALL_PROFILE = ("profile.prefill.samples=4", "profile.decode.samples=5")
+SMALLER = {"voltana-sim": ("duration_s=2", *SMALL_PROFILE), "voltana-profile": SMALL_PROFILE}
+PUBLISHED = "model,dataset,rps,series,ttft_attainment_pct,itl_attainment_pct,energy_kJ\nllama31_8b,sharegpt,10,voltanallm,99,99,9\n"
+
+
+class Block(NamedTuple):
+    """A code block; the language of an indented one is empty."""
+
+    language: str
+    text: str
+
+
+def sections(document: Path) -> dict[str, str]:
+    """The text below each second-level heading."""
+    parts = re.split(r"^## (.+)$", document.read_text(), flags=re.MULTILINE)
+    return dict(zip(["", *parts[1::2]], parts[::2], strict=True))
+
+
+def blocks(text: str) -> Iterator[Block]:
+    for fenced in re.finditer(r"^```(\w*)\n(.*?)^```$", text, flags=re.MULTILINE | re.DOTALL):
+        yield Block(fenced[1], fenced[2])
+    unfenced = re.sub(r"^```.*?^```$", "", text, flags=re.MULTILINE | re.DOTALL)
+    for indented in re.finditer(r"(?:^    .*\n?)+", unfenced, flags=re.MULTILINE):
+        yield Block("", indented[0])
+
+
+def commands(text: str) -> list[str]:
+    """The lines to type: everything in a block of `sh`, elsewhere what starts with the name of a command."""
+    found = []
+    for block in blocks(text):
+        lines = [line.strip() for line in block.text.replace("\\\n", " ").splitlines()]
+        found += [
+            line
+            for line in lines
+            if line.startswith("voltana-") or (block.language == "sh" and line and not line.startswith(("#", "source")))
+        ]
+    return found
+
+
+class Terminal:
+    """A folder to work in, and the environment that lasts from line to line."""
+
+    def __init__(self, folder: Path, cache: Path) -> None:
+        self.folder = folder
+        path = os.pathsep.join((str(SCRIPTS), os.environ["PATH"]))
+        self._environment = {**os.environ, "PATH": path, "XDG_CACHE_HOME": str(cache)}
+
+    def type(self, line: str) -> str:
+        """Run a line; return what it printed."""
+        if line.startswith("export "):
+            self._environment |= dict([line.removeprefix("export ").split("=", 1)])
+            return ""
+        done = subprocess.run(
+            ["bash", "-c", line], cwd=self.folder, env=self._environment, capture_output=True, text=True, timeout=120
+        )
+        assert done.returncode == 0, f"{line}\n{done.stdout}{done.stderr}"
+        return done.stdout
+
+
+@pytest.fixture(scope="session", name="cache")
+def _cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(name="terminal")
+def _terminal(tmp_path: Path, cache: Path) -> Terminal:
+    return Terminal(tmp_path, cache)
+
+
+def smaller(line: str) -> str:
+    """A command as documented, optional parts given, at a size for a test."""
+    program, *arguments = shlex.split(line, comments=True)
+    if program not in {"voltana-sim", "voltana-profile", "voltana-fit", "voltana-compare", "voltana-plot"}:
+        return line
+    optional = [re.fullmatch(r"\[(\w+=.+)\]", argument) for argument in arguments]
+    given = [match[1] if match else argument for match, argument in zip(optional, arguments, strict=True)]
+    # A run of two seconds has nothing to show later on.
+    given = ["window=[0,2]" if argument.startswith("window=") else argument for argument in given]
+    return shlex.join([program, *given, *SMALLER.get(program, ())])
+
+
+def furnish(terminal: Terminal, line: str) -> None:
+    """Put in place what a command reads and a reader has: runs made before, a published curve, a public trace."""
+    named = dict(argument.split("=", 1) for argument in shlex.split(line) if "=" in argument)
+    for name in named.get("runs", "").strip("[]").split(",") if "runs" in named else []:
+        if not (terminal.folder / name).is_dir():
+            # A name on its own or a folder of a sweep; one run of it where a timeline is drawn.
+            one = named.get("figure") == "timeline"
+            target = f"hydra.run.dir={name}" if one else f"-m rps=5,10 hydra.sweep.dir={name}"
+            policy = "voltana" if one else "static_max,static_1005"
+            terminal.type(smaller(f"voltana-sim policy={policy} {target}"))
+    if "published" in named:
+        (terminal.folder / named["published"]).write_text(PUBLISHED)
+    trace = named.get("trace.path")
+    if trace and not (terminal.folder / trace).is_file() and (DATA / "traces" / trace).is_file():
+        (terminal.folder / trace).symlink_to((DATA / "traces" / trace).resolve())
+
+
+def needs_data(line: str, folder: Path) -> bool:
+    trace = re.search(r"trace\.path=(\S+)", line)
+    return bool(trace) and not (folder / trace[1]).is_file() and not (DATA / "traces" / trace[1]).is_file()
+
+
+TYPED = [
+    pytest.param(text, id=f"{document.name}: {heading}".rstrip(": "))
+    for document in DOCUMENTS
+    for heading, text in sections(document).items()
+    if heading != OWN_POLICY and any("voltana-" in line for line in commands(text))
+]
+
+
+@pytest.mark.parametrize("text", TYPED)
+def test_commands_run(text: str, terminal: Terminal) -> None:
+    for line in commands(text):
+        if needs_data(line, terminal.folder):
+            continue
+        ready = smaller(line)
+        furnish(terminal, ready)
+        terminal.type(ready)
+
+
+def test_a_policy_of_ones_own(terminal: Terminal) -> None:
+    text = sections(ROOT / "README.md")[OWN_POLICY]
+    for block in blocks(text):
+        if block.language in ("python", "yaml"):
+            name, _, content = block.text.removeprefix("# ").partition("\n")
+            (terminal.folder / name).parent.mkdir(exist_ok=True)
+            (terminal.folder / name).write_text(content)
+            if block.language == "python":
+                assert len(content.partition("class ")[2].splitlines()) <= 20
+    printed = [terminal.type(smaller(line)) for line in commands(text)]
+    assert "by_batch" in printed[-1]
+
+    records = {record.config["policy"]["name"]: record for record in find_records([terminal.folder / "runs"])}
+    assert clocks(records["static_max"]) == {1410}
+    shown = yaml.safe_load((terminal.folder / "policy" / "by_batch.yaml").read_text())
+    assert shown["decode_controller"]["low_mhz"] in clocks(records["by_batch"])
+
+
+def clocks(record: RunRecord) -> set[int]:
+    """The clocks of the decode instances."""
+    rows = record.instances()
+    return set(rows[rows.phase == "decode"].clock_mhz)
+
+
+def test_the_first_result_is_what_the_demo_prints(terminal: Terminal) -> None:
+    """At one of the rates shown. Where this fails, run `make demo` and bring README and docs/img/demo.png up to date."""
+    demo = re.search(r"voltana-sim (-m .*?)\n\t\$", (ROOT / "Makefile").read_text(), flags=re.DOTALL)
+    assert demo
+    sweep = demo[1].replace("\\\n", " ").replace("$(RATES)", "75").replace("$(DURATION)", "120")
+    terminal.type("voltana-sim " + sweep.replace("$(DEMO)", "demo"))
+    printed = rows(terminal.type("voltana-compare runs=demo/runs columns=short"))
+    shown = rows((ROOT / "README.md").read_text().partition("\n75   static_max")[2].partition("\n\n")[0])
+    assert printed.keys() >= {"static_1005", "voltana"} <= shown.keys()
+    for policy in ("static_1005", "voltana"):
+        assert shown[policy] == pytest.approx(printed[policy], rel=0.01, abs=0.3), policy
+
+
+def rows(table: str) -> dict[str, list[float]]:
+    """The numbers of each policy."""
+    found = re.finditer(r"^ +(?:\d+ +)?([a-z_]\w*)((?: +[\d.-]+)+) *$", table, flags=re.MULTILINE)
+    return {row[1]: [float(number) for number in row[2].split()] for row in found}
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_links_lead_somewhere(document: Path) -> None:
+    links = re.findall(r"\]\(([^)\s#]+)[^)]*\)", document.read_text())
+    broken = [link for link in links if "://" not in link and not (document.parent / link).exists()]
+    assert not broken
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_files_that_are_named_exist(document: Path) -> None:
+    folders = "analysis|conf|docs|live|sim|tests|traces|voltana"
+    named = re.findall(rf"`((?:{folders})/[\w./]*)`", document.read_text())
+    assert not [name for name in named if not (ROOT / name).exists()]
+
+
+def test_pictures_are_small() -> None:
+    assert all(path.stat().st_size < 300_000 for path in (ROOT / "docs" / "img").iterdir())
+
+
+def test_every_configuration_group_is_documented() -> None:
+    table = sections(ROOT / "docs" / "design.md")["Configuration"].partition("| group | options |")[2]
+    cells = [line.split("|")[1:3] for line in table.splitlines()[2:] if line.startswith("| `")]
+    documented = {group.strip(" `"): set(re.findall(r"`(\w+)`", options)) for group, options in cells}
+    folders = [folder for folder in (ROOT / "conf").iterdir() if any(folder.glob("*.yaml"))]
+    assert documented == {folder.name: {path.stem for path in folder.glob("*.yaml")} for folder in folders}
