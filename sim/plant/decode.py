@@ -7,10 +7,14 @@ from typing import NamedTuple
 
 from sim.plant.throttle import Point
 
+CHORD_GRID = (1024.0, 1.5)
+"""First KV tokens and ratio of the grid on which the time under a power limit is solved exactly."""
+
 
 class Piece(NamedTuple):
-    """Seconds, joules and clock as lines in KV tokens, valid below `end`."""
+    """Seconds, joules and clock as lines in KV tokens, valid from `start` to below `end`."""
 
+    start: float
     end: float
     t0: float
     t1: float
@@ -21,10 +25,10 @@ class Piece(NamedTuple):
 
 
 def through(start: float, first: Point, end: float, second: Point, valid_to: float) -> Piece:
-    """The piece through two points."""
+    """The piece through two points, valid from the first."""
     slopes = [(b - a) / (end - start) for a, b in zip(first, second, strict=True)]
     t, e, c = (a - slope * start for a, slope in zip(first, slopes, strict=True))
-    return Piece(valid_to, t, slopes[0], e, slopes[1], c, slopes[2])
+    return Piece(start, valid_to, t, slopes[0], e, slopes[1], c, slopes[2])
 
 
 def at(pieces: Sequence[Piece], kv_tokens: float) -> Piece:
@@ -32,45 +36,53 @@ def at(pieces: Sequence[Piece], kv_tokens: float) -> Piece:
     return next(piece for piece in pieces if kv_tokens < piece.end)
 
 
-def limited(
-    pieces: Sequence[Piece], limit_w: float, capacity: float, solve: Callable[[float], Point]
-) -> tuple[Piece, ...]:
+class LimitedPieces:
     """The same lines under a power limit: where it bites, chords between exact solutions `solve(kv_tokens)`.
 
     Within the limit a piece stays exact. The throttled time is a smooth function of KV tokens, so chords whose ends
-    are a factor of 1.5 apart miss it by less than 0.3 %.
+    are a factor of 1.5 apart miss it by less than 0.3 %. A piece is worked out when it is first asked for.
     """
-    result: list[Piece] = []
-    start = 0.0
-    for piece in pieces:
-        end = piece.end if math.isfinite(piece.end) else max(capacity, 2.0 * start, 1.0)
-        for low, high, over in _spans(piece, start, end, limit_w):
-            if over:
-                result.extend(_chords(low, high, solve))
-            else:
-                result.append(piece._replace(end=high))
-        start = piece.end
-    result[-1] = result[-1]._replace(end=math.inf)
-    return tuple(result)
+
+    def __init__(self, free: Sequence[Piece], limit_w: float, solve: Callable[[float], Point]) -> None:
+        self._free = free
+        self._limit_w = limit_w
+        self._solve = solve
+        self._made: list[Piece] = []
+
+    def at(self, kv_tokens: float) -> Piece:
+        """The piece that holds at `kv_tokens`."""
+        for piece in self._made:
+            if piece[0] <= kv_tokens < piece[1]:
+                return piece
+        made = self._make(kv_tokens)
+        self._made.append(made)
+        return made
+
+    def _make(self, kv_tokens: float) -> Piece:
+        free = at(self._free, kv_tokens)
+        low, high, over = next(span for span in _spans(free, self._limit_w) if kv_tokens < span[1])
+        if not over:
+            return free._replace(start=low, end=high)
+        below, above = _grid(kv_tokens)
+        start, end = max(low, below), min(high, above)
+        return through(start, self._solve(start), end, self._solve(end), end)
 
 
-def _spans(piece: Piece, start: float, end: float, limit_w: float) -> Iterator[tuple[float, float, bool]]:
-    """Cut [start, end) where the piece crosses the power limit; say of each part whether it is above."""
+def _grid(kv_tokens: float) -> tuple[float, float]:
+    """The neighbours on the grid of chords: the last at or below, the first above."""
+    first, ratio = CHORD_GRID
+    if kv_tokens < first:
+        return 0.0, first
+    n = int(math.log(kv_tokens / first, ratio))
+    n += (first * ratio ** (n + 1) <= kv_tokens) - (first * ratio**n > kv_tokens)
+    return first * ratio**n, first * ratio ** (n + 1)
+
+
+def _spans(piece: Piece, limit_w: float) -> Iterator[tuple[float, float, bool]]:
+    """Cut a piece where it crosses the power limit; say of each part whether it is above."""
     excess0, excess1 = piece.e0 - limit_w * piece.t0, piece.e1 - limit_w * piece.t1
     crossing = -excess0 / excess1 if excess1 else math.inf
-    cuts = [start, crossing, end] if start < crossing < end else [start, end]
+    cuts = [piece.start, crossing, piece.end] if piece.start < crossing < piece.end else [piece.start, piece.end]
     for low, high in pairwise(cuts):
-        yield low, high, excess0 + excess1 * 0.5 * (low + high) > 0.0
-
-
-def _chords(low: float, high: float, solve: Callable[[float], Point]) -> Iterator[Piece]:
-    knots = [low]
-    knot = 1024.0
-    while knot < high:
-        if knot > low:
-            knots.append(knot)
-        knot *= 1.5
-    knots.append(high)
-    points = [solve(knot) for knot in knots]
-    for i in range(len(knots) - 1):
-        yield through(knots[i], points[i], knots[i + 1], points[i + 1], knots[i + 1])
+        middle = 2 * low + 1.0 if math.isinf(high) else 0.5 * (low + high)
+        yield low, high, excess0 + excess1 * middle > 0.0

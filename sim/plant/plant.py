@@ -6,7 +6,7 @@ from functools import partial
 from typing import NamedTuple
 
 from sim.plant import decode
-from sim.plant.decode import Piece
+from sim.plant.decode import LimitedPieces, Piece
 from sim.plant.engine import EngineSpec
 from sim.plant.gpu import GpuSpec
 from sim.plant.model import ModelSpec
@@ -69,12 +69,12 @@ class Plant:
         self._transformer = Transformer(model)
         self._clocks = gpu.clocks()
         self._limit_w = model.tp * gpu.power_limit_w
-        self._last_clock = 0.0
+        self._last_clock = self._last_decode_clock = 0.0
         self._prefill_ops: dict[float, Operators] = {}
         self._decode_bases: dict[tuple[int, bool, float], tuple[Operators, Work, Work, float]] = {}
         self._prefill_lines: dict[tuple[int, int, float], _PrefillLine] = {}
         self._free: dict[tuple[int, float], tuple[Piece, ...]] = {}
-        self._pieces: dict[tuple[int, float], tuple[Piece, ...]] = {}
+        self._pieces: dict[tuple[int, float], LimitedPieces] = {}
 
     def _capacity(self) -> int:
         memory = self.engine.mem_fraction * self.gpu.memory_gib * 2**30 * self.model.tp
@@ -141,10 +141,8 @@ class Plant:
     def decode(self, batch_size: int, kv_tokens: int, clock_mhz: float) -> Step:
         """One decode iteration of `batch_size` requests that together hold `kv_tokens` KV tokens."""
         key = (batch_size, clock_mhz)
-        for piece in self._pieces.get(key) or self._decode_pieces(key):
-            if kv_tokens < piece[0]:
-                break
-        _, t0, t1, e0, e1, clock0, clock1 = piece
+        pieces = self._pieces.get(key) or self._decode_pieces(key)
+        _, _, t0, t1, e0, e1, clock0, clock1 = pieces.at(kv_tokens)
         seconds = t0 + t1 * kv_tokens
         return Step(seconds, (e0 + e1 * kv_tokens) / seconds, clock0 + clock1 * kv_tokens)
 
@@ -155,24 +153,20 @@ class Plant:
         changes its form, where a launch-bound block becomes GPU-bound, and where the power limit sets in.
         """
         key = (batch_size, clock_mhz)
-        piece = decode.at(self._pieces.get(key) or self._decode_pieces(key), kv_tokens)
+        piece = (self._pieces.get(key) or self._decode_pieces(key)).at(kv_tokens)
         return DecodeLine(piece.t0, piece.t1, piece.e0, piece.e1, piece.end)
 
-    def _decode_pieces(self, key: tuple[int, float]) -> tuple[Piece, ...]:
+    def _decode_pieces(self, key: tuple[int, float]) -> LimitedPieces:
         """Pieces under the power limit."""
         batch_size, clock = key
 
-        guess_mhz = self._last_clock
-
         def solve(kv_tokens: float) -> Point:
-            nonlocal guess_mhz
             run = partial(self._unlimited, batch_size, kv_tokens)
-            point = under_limit(run, self._clocks, clock, self._limit_w, guess_mhz)
-            guess_mhz = point.clock_mhz
+            point = under_limit(run, self._clocks, clock, self._limit_w, self._last_decode_clock)
+            self._last_decode_clock = point.clock_mhz
             return point
 
-        free = self._free_pieces(batch_size, clock)
-        pieces = self._pieces[key] = decode.limited(free, self._limit_w, self.kv_capacity_tokens, solve)
+        pieces = self._pieces[key] = LimitedPieces(self._free_pieces(batch_size, clock), self._limit_w, solve)
         return pieces
 
     def _unlimited(self, batch_size: int, kv_tokens: float, clock: float) -> tuple[float, float]:
@@ -209,7 +203,7 @@ class Plant:
                 waiting = decode.through(start, point(low, True), stop, point(high, True), valid_to)
                 yield waiting._replace(end=min(busy_from, valid_to))
             if busy_from < valid_to:
-                yield busy
+                yield busy._replace(start=max(start, busy_from))
 
     def _decode_base(self, batch_size: int, clock: float) -> tuple[Operators, Work, Work, float]:
         """What batches padded to one size share: operators, attention block, all else, launch floor of attention."""

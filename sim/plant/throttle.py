@@ -31,13 +31,20 @@ def under_limit(
     if joules <= limit_w * seconds or asked_mhz <= clocks[0]:
         return Point(seconds, joules, asked_mhz)
     above = bisect_left(clocks, asked_mhz)
-    low = bisect_right(clocks, guess_mhz) - 1
-    if 0 <= low < above - 1:
-        mixed = _between(run, clocks[low], clocks[low + 1], limit_w)
-        if mixed is not None:
-            return mixed
-    low = bisect_left(range(1, above), True, key=lambda i: _over(run, clocks[i], limit_w))
+    low = _highest_within(lambda i: _over(run, clocks[i], limit_w), above, bisect_right(clocks, guess_mhz) - 1)
     return between(run, clocks[low], clocks[low + 1] if low + 1 < above else asked_mhz, limit_w)
+
+
+def _highest_within(over: Callable[[int], bool], above: int, guess: int) -> int:
+    """The highest index below `above` that is not over, the lowest if all are; looked for around the guess."""
+    if not 0 < guess < above:
+        return bisect_left(range(1, above), True, key=over)
+    low = guess
+    while low > 0 and over(low):
+        low -= 1
+    while low + 1 < above and not over(low + 1):
+        low += 1
+    return low
 
 
 def between(run: Callable[[float], tuple[float, float]], low_mhz: float, up_mhz: float, limit_w: float) -> Point:
