@@ -135,8 +135,9 @@ def furnish(terminal: Terminal, line: str, made_before: Path) -> None:
 
 
 def needs_data(line: str, folder: Path) -> bool:
-    trace = re.search(r"trace\.path=(\S+)", line)
-    return bool(trace) and not (folder / trace[1]).is_file() and not (DATA / "traces" / trace[1]).is_file()
+    """Whether a command reads a public trace that is not at hand."""
+    names = re.findall(r"trace\.path=(\S+)", line)
+    return not all((folder / name).is_file() or (DATA / "traces" / name).is_file() for name in names)
 
 
 TYPED = [
@@ -182,7 +183,10 @@ def clocks(record: RunRecord) -> set[int]:
 
 
 def test_the_first_result_is_what_the_demo_prints(terminal: Terminal) -> None:
-    """At one of the rates shown. Where it fails: run `make demo`, bring README.md and docs/img/demo.png up to date."""
+    """At one of the rates shown. Where it fails: run `make demo`, bring README.md and docs/img/demo.png up to date.
+
+    Feedback makes a run sensitive to rounding, so another machine may differ a little.
+    """
     demo = re.search(r"voltana-sim (-m .*?)\n\t\$", (ROOT / "Makefile").read_text(), flags=re.DOTALL)
     assert demo
     sweep = demo[1].replace("\\\n", " ").replace("static_1005,", "")  # in less time
@@ -192,7 +196,7 @@ def test_the_first_result_is_what_the_demo_prints(terminal: Terminal) -> None:
     block = re.search(r"^75 .*?\n\n", (ROOT / "README.md").read_text(), flags=re.MULTILINE | re.DOTALL)
     assert block and printed.keys() == {"static_max", "voltana"}
     for policy, numbers in printed.items():
-        assert rows(block[0])[policy] == pytest.approx(numbers, rel=0.01, abs=0.3), policy
+        assert rows(block[0])[policy] == pytest.approx(numbers, rel=0.03, abs=0.7), policy
 
 
 def rows(table: str) -> dict[str, list[float]]:

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hydra import compose, initialize_config_module
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
@@ -18,12 +19,13 @@ ARRIVALS = sorted((CONF / "arrival").glob("*.yaml"))
 
 
 def build(group: str, name: str, **overrides: Any) -> Any:
-    node = OmegaConf.merge(OmegaConf.load(CONF / group / f"{name}.yaml"), overrides)
-    resolved = OmegaConf.create({"rps": 5, "model": {"token_scale": 0.8}, group: node})[group]
-    return instantiate({key: value for key, value in resolved.items() if key != "name"})
+    with initialize_config_module("conf", version_base="1.3"):
+        whole = compose("sim", overrides=[f"{group}={name}", "rps=5", "hydra/launcher=basic"])
+    section = OmegaConf.merge(whole, {group: overrides})[group]
+    return instantiate({key: value for key, value in section.items() if key != "name"})
 
 
-@pytest.mark.parametrize("name", ["sharegpt", "lmsys", "lognormal", "fixed"])
+@pytest.mark.parametrize("name", ["sharegpt", "sharegpt_first_turns", "lmsys", "lognormal", "fixed"])
 def test_each_trace_file_builds_a_source(name: str) -> None:
     stream = request_stream(build("trace", name), Uniform(rate=5), duration_s=2, requests=None, seed=1)
     assert len(list(stream)) == 10
@@ -40,7 +42,13 @@ def test_a_choice_is_recorded_under_the_name_of_its_file(path: Path) -> None:
 
 
 def test_the_models_tokenizer_ratio_is_used() -> None:
-    assert build("trace", "sharegpt").scale == 0.8
+    lengths = build("trace", "sharegpt_first_turns")
+    assert (lengths.input_scale, lengths.output_scale) == (0.8, 0.8)
+
+
+def test_the_benchmark_sample_stretches_each_side() -> None:
+    lengths = build("trace", "sharegpt")
+    assert (lengths.input_scale, lengths.output_scale) == pytest.approx((0.8 * 1.265, 0.8 * 0.685))
 
 
 def test_without_a_model_ratio_lengths_are_those_of_the_data() -> None:
