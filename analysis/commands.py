@@ -43,7 +43,7 @@ def _plot(config: DictConfig) -> None:
     if kind not in ("curves", "timeline"):
         raise UserError(f"figure: found {kind}, allowed: curves, timeline")
     out = figures.output_path(str(options["out"]))
-    runs = load_runs(folders_of(options["runs"]))
+    runs = load_runs(folders_of(options["runs"]), interrupted=kind == "timeline")
     if kind == "timeline":
         figure = figures.timeline(runs, options["window"])
     else:

@@ -60,6 +60,8 @@ class RunSet:
     """Names and numbers that all runs have in common."""
     repeated: list[Path]
     """Simulated runs left out because another one has the same configuration."""
+    interrupted: list[Path]
+    """Runs left out because they were cut short."""
 
     def policies(self) -> list[str]:
         """Every policy, in the order of the records."""
@@ -83,13 +85,21 @@ def folders_of(runs: Any) -> list[str]:
     return list(folders)
 
 
-def load_runs(folders: Sequence[str | Path]) -> RunSet:
-    """Read every finished run in or below the folders.
+def load_runs(folders: Sequence[str | Path], *, interrupted: bool = False) -> RunSet:
+    """Read every run in or below the folders.
+
+    Args:
+        folders: as the `runs` option.
+        interrupted: whether runs that were cut short are wanted too.
 
     Raises:
-        UserError: a folder holds no record, or a record is malformed.
+        UserError: a folder holds no record, a record is malformed, or all were cut short and are not wanted.
     """
-    records = find_records(folders)
+    found = find_records(folders)
+    records = [record for record in found if interrupted or not record.summary.get("interrupted", False)]
+    if not records:
+        raise UserError(f"runs: found nothing but interrupted runs ({found[0].folder}), allowed: a run that ended")
+    cut_short = [record.folder for record in found if record not in records]
     flats = [_flat_config(record) for record in records]
     names = [_policy_name(record, flat) for record, flat in zip(records, flats, strict=True)]
     keys = _setting_keys(flats)
@@ -105,7 +115,7 @@ def load_runs(folders: Sequence[str | Path]) -> RunSet:
             repeated.append(record.folder)
         else:
             runs[identity] = run
-    return RunSet(list(runs.values()), [_label(key) for key in keys], _shared(flats), repeated)
+    return RunSet(list(runs.values()), [_label(key) for key in keys], _shared(flats), repeated, cut_short)
 
 
 def _flat_config(record: RunRecord) -> Flat:

@@ -169,6 +169,8 @@ def _notes(runs: RunSet, rows: Sequence[Row]) -> list[str]:
     if runs.repeated:
         paths = ", ".join(str(path) for path in runs.repeated)
         notes.append(f"Left out, the same configuration as another run: {paths}.")
+    if runs.interrupted:
+        notes.append(f"Left out, interrupted: {', '.join(str(path) for path in runs.interrupted)}.")
     return notes
 
 

@@ -14,6 +14,7 @@ YAML file.
 
 from __future__ import annotations
 
+import importlib
 import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -47,15 +48,18 @@ def build_policy(key: str, config: Mapping[str, Any], offers: Mapping[str, Calla
 
 
 def _locate(key: str, path: object) -> Callable[..., Any]:
-    from hydra.utils import get_class
-
-    if not isinstance(path, str):
-        raise UserError(f"{key}._target_: found {path!r}, allowed: the dotted path of a class")
+    allowed = "allowed: the dotted path of a class"
+    if not isinstance(path, str) or "." not in path:
+        raise UserError(f"{key}._target_: found {path!r}, {allowed}")
+    module, _, name = path.rpartition(".")
     try:
-        return get_class(path)
-    except Exception as error:
+        found = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
         reason = " ".join(str(error).split())
-        raise UserError(f"{key}._target_: found {path!r}, allowed: the dotted path of a class ({reason})") from error
+        raise UserError(f"{key}._target_: found {path!r}, {allowed} ({reason})") from error
+    if not isinstance(found, type):
+        raise UserError(f"{key}._target_: found {path!r}, {allowed} (it is a {type(found).__name__})")
+    return found
 
 
 def _check_names(

@@ -1,5 +1,6 @@
 """`voltana-compare` and `voltana-plot` as a user types them."""
 
+import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from analysis.commands import compare, plot
+from voltana.record import SUMMARY
 
 WriteRun = Callable[..., Path]
 Run = Callable[..., tuple[object, str, str]]
@@ -122,3 +124,15 @@ def test_broken_summary_and_missing_file(run: Run, write_run: WriteRun) -> None:
     folder = write_run("runs/0", "voltana")
     (folder / "summary.json").write_text("{")
     assert "runs/0/summary.json: cannot be parsed" in run(compare, "runs=runs")[2]
+
+
+def test_interrupted_runs_are_left_out_and_named(run: Run, write_run: WriteRun) -> None:
+    write_run("runs/0", "static_max")
+    cut = write_run("runs/1", "voltana")
+    numbers = json.loads((cut / SUMMARY).read_text())
+    (cut / SUMMARY).write_text(json.dumps({**numbers, "interrupted": True}))
+    status, out, _ = run(compare, "runs=runs")
+    assert status == 0
+    assert "voltana" not in out.split("Left out")[0] and "Left out, interrupted: runs/1." in out
+    status, _, err = run(compare, "runs=runs/1")
+    assert (status, err.count("\n")) == (2, 1) and "nothing but interrupted runs" in err
