@@ -24,6 +24,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
@@ -115,13 +116,39 @@ class _TableWriter:
 
     def _flush(self) -> None:
         columns = zip(*self._rows, strict=True) if self._rows else [()] * len(self._schema)
-        arrays = [pa.array(column, type=field.type) for column, field in zip(columns, self._schema, strict=True)]
+        arrays = [_column(values, field) for values, field in zip(columns, self._schema, strict=True)]
         self._writer.write_table(pa.Table.from_arrays(arrays, schema=self._schema))
         self._rows.clear()
 
     def close(self) -> None:
         self._flush()
         self._writer.close()
+
+
+def _column(values: Sequence[Any], field: pa.Field) -> pa.Array:
+    """An Arrow column. `pyarrow.array` would do, but it imports pandas, which costs more than a whole small run."""
+    if pa.types.is_dictionary(field.type):
+        names = {name: code for code, name in enumerate(dict.fromkeys(v for v in values if v is not None))}
+        codes = _column([None if v is None else names[v] for v in values], pa.field("code", pa.int32()))
+        return pa.DictionaryArray.from_arrays(codes, _strings(list(names)))
+    missing = [v is None for v in values] if field.nullable else []
+    if any(missing):
+        present = np.packbits(~np.array(missing), bitorder="little")
+        buffers, nulls = [pa.py_buffer(present)], sum(missing)
+        values = [0 if v is None else v for v in values]
+    else:
+        buffers, nulls = [None], 0
+    data = np.array(values, dtype=_DTYPES[field.type])
+    return pa.Array.from_buffers(field.type, len(values), [*buffers, pa.py_buffer(data)], nulls)
+
+
+def _strings(values: Sequence[str]) -> pa.Array:
+    encoded = [value.encode() for value in values]
+    offsets = np.cumsum([0, *map(len, encoded)], dtype=np.int32)
+    return pa.StringArray.from_buffers(len(values), pa.py_buffer(offsets), pa.py_buffer(b"".join(encoded)))
+
+
+_DTYPES = {pa.int32(): np.int32, pa.int64(): np.int64, pa.float64(): np.float64}
 
 
 class RecordWriter:
