@@ -90,7 +90,8 @@ class _App:
             return
         _check_flags()
         try:
-            app()
+            with _composed_once():
+                app()
         except Exception as error:
             if self._crashed or not _is_bad_input(error):
                 raise
@@ -291,6 +292,25 @@ def _hydra_raises() -> Iterator[None]:
         yield
     finally:
         del os.environ[_FULL_ERROR]
+
+
+@contextmanager
+def _composed_once() -> Iterator[None]:
+    """Spare Hydra composing the whole configuration a first time, only to read `hydra.mode` in it.
+
+    Without an answer it goes by the flags, which is right unless the mode is overridden.
+    """
+    from hydra._internal.hydra import Hydra
+
+    asked = getattr(Hydra, "get_mode", None)
+    if asked is None or any("hydra.mode" in word for word in sys.argv[1:]):
+        yield
+        return
+    Hydra.get_mode = lambda self, config_name, overrides: None  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        Hydra.get_mode = asked  # type: ignore[method-assign]
 
 
 def _stop(line: str, status: int) -> NoReturn:
