@@ -7,24 +7,11 @@ while a call is under way later ones wait, and only the last of those is execute
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Sequence, Set
-from dataclasses import dataclass
+from collections.abc import Callable, Generator, Sequence
 
 import simpy
 
-
-@dataclass(frozen=True, slots=True)
-class Actuation:
-    """Delays of a clock change."""
-
-    block_s: float
-    settle_s: float
-
-
-def check_clock(clock_mhz: int, supported_mhz: Set[int]) -> None:
-    """Refuse a command for a clock that the GPU does not have: a bug of the policy."""
-    if clock_mhz not in supported_mhz:
-        raise ValueError(f"a policy commanded {clock_mhz!r} MHz, which the GPU does not have")
+from sim.limits import Actuation, check_clock
 
 
 class Actuator:

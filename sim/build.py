@@ -9,15 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from sim.actuator import Actuation
-from sim.cluster import ClusterSpec
 from sim.config import PlantConfig, SimConfig
-from sim.decode import DecodeLimits
+from sim.limits import Actuation, DecodeLimits, LinkSpec, PrefillLimits
 from sim.noise import latency_noise
 from sim.plant import EngineSpec, GpuSpec, ModelSpec, Plant
 from sim.predictor import load_predictor
-from sim.prefill import PrefillLimits
-from sim.transfer import LinkSpec
+from sim.spec import ClusterSpec
 from traces import Request, request_stream
 from voltana.build import build_policy
 from voltana.ecopred import EcoPred

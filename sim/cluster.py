@@ -5,46 +5,24 @@ This is the reference engine: plain per-iteration semantics on SimPy, no shortcu
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Generator, Iterable
 from functools import partial
 
 import simpy
 
-from sim.actuator import Actuation, Actuator
-from sim.decode import DecodeInstance, DecodeLimits
+from sim.actuator import Actuator
+from sim.decode import DecodeInstance
 from sim.instance import Instance
 from sim.job import Job
 from sim.meter import Meter
-from sim.plant import Plant
-from sim.prefill import PrefillInstance, PrefillLimits
+from sim.prefill import PrefillInstance
 from sim.recorder import Recorder
-from sim.transfer import Links, LinkSpec
+from sim.spec import ClusterSpec, info
+from sim.transfer import Links
 from traces import Request
 from voltana.dispatch import Dispatcher
 from voltana.record import InstanceRow
-from voltana.state import FrequencyController, LoadSnapshot, Phase, RequestInfo, Router
-
-
-@dataclass(frozen=True)
-class ClusterSpec:
-    """Everything a run needs but its requests.
-
-    The controllers are one per instance; `routers` are prefill's and decode's.
-    """
-
-    plant: Plant
-    prefill_limits: PrefillLimits
-    decode_limits: DecodeLimits
-    link: LinkSpec
-    actuation: Actuation
-    gpus_per_host: int
-    prefill_controllers: Sequence[FrequencyController]
-    decode_controllers: Sequence[FrequencyController]
-    prefill_router: Router
-    decode_router: Router
-    noise: Callable[[str], Callable[[], float] | None] = lambda _: None
-    """For the name of an instance, what draws the factors on its latencies."""
+from voltana.state import FrequencyController, LoadSnapshot, Phase
 
 
 class Cluster:
@@ -189,9 +167,3 @@ class Cluster:
 
 def _telemetry_of(instance: Instance) -> Callable[[], LoadSnapshot]:
     return lambda: instance.telemetry
-
-
-def info(job: Job) -> RequestInfo:
-    """A request as routers see it."""
-    request = job.request
-    return RequestInfo(request.request_id, request.arrival_s, request.input_tokens)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
 
 def simulate() -> None:
     """voltana-sim: one simulated run, or a sweep with -m."""
+    for library in ("OPENBLAS", "OMP", "MKL"):
+        os.environ.setdefault(f"{library}_NUM_THREADS", "1")  # sweeps use the cores for runs; one run needs one
     from hydra.core.plugins import Plugins
     from hydra_plugins.voltana import ProcessLauncher
 

@@ -9,24 +9,13 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 from sim.instance import Instance
 from sim.job import Job
+from sim.limits import DecodeLimits
 from sim.plant import Step
 from voltana.state import LoadSnapshot, Phase
-
-
-@dataclass(frozen=True, slots=True)
-class DecodeLimits:
-    """What bounds a batch."""
-
-    max_requests: int
-    kv_tokens: int
-    """KV tokens that fit."""
-    reserve_tokens: int
-    """Room kept for every request of the batch when another one joins."""
 
 
 class DecodeInstance(Instance):

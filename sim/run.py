@@ -7,17 +7,17 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sim.build import RunBuilder
-from sim.cluster import Cluster
 from sim.config import SimConfig, parse
-from sim.fast import FastCluster
 from sim.recorder import Recorder
 from voltana.errors import UserError
 from voltana.record import RecordWriter
 
-ENGINES: Mapping[str, type[Cluster] | type[FastCluster]] = {"fast": FastCluster, "reference": Cluster}
+if TYPE_CHECKING:
+    from sim.cluster import Cluster
+    from sim.fast import FastCluster
 
 
 def simulate(
@@ -50,7 +50,7 @@ def simulate(
     }
     with RecordWriter(folder, values) as writer:
         recorder = Recorder(writer, builder.slo, about)
-        cluster = ENGINES[config.engine](spec, requests, recorder, writer.instance, progress)
+        cluster = _engine(config.engine)(spec, requests, recorder, writer.instance, progress)
         started = time.perf_counter()
 
         def close(interrupted: bool) -> dict[str, Any]:
@@ -66,6 +66,16 @@ def simulate(
         if not recorder.submitted:
             raise UserError("duration_s: no request arrives within it, allowed: long enough for at least one")
         return close(interrupted=False)
+
+
+def _engine(name: str) -> type[Cluster] | type[FastCluster]:
+    if name == "reference":
+        from sim.cluster import Cluster
+
+        return Cluster
+    from sim.fast import FastCluster
+
+    return FastCluster
 
 
 @contextmanager

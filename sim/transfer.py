@@ -3,24 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Generator
-from dataclasses import dataclass
 
 import simpy
 
-
-@dataclass(frozen=True, slots=True)
-class LinkSpec:
-    """The path between a prefill and a decode instance."""
-
-    latency_s: float
-    bytes_per_s: float
-    """Of the path as a whole; its streams share it equally."""
-    streams: int
-    """Transfers at a time; others wait their turn."""
-
-    def duration_s(self, size_bytes: float) -> float:
-        """Time of one transfer once it has a stream."""
-        return self.latency_s + size_bytes * self.streams / self.bytes_per_s
+from sim.limits import LinkSpec
 
 
 class Links:

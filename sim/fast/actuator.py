@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from sim.actuator import Actuation, check_clock
 from sim.fast.events import Events, Turns
 from sim.fast.instance import FastInstance
+from sim.limits import Actuation, check_clock
 
 
 class FastActuator:

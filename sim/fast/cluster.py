@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from functools import partial
 
-from sim.cluster import ClusterSpec, info
 from sim.fast.actuator import FastActuator
 from sim.fast.decode import FastDecode
 from sim.fast.events import Events, Turns
@@ -14,6 +13,7 @@ from sim.fast.prefill import FastPrefill
 from sim.job import Job
 from sim.meter import Meter
 from sim.recorder import Recorder
+from sim.spec import ClusterSpec, info
 from traces import Request
 from voltana.dispatch import Dispatcher
 from voltana.record import InstanceRow

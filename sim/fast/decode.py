@@ -15,9 +15,9 @@ from heapq import heappop, heappush
 from itertools import count
 from typing import Any, NamedTuple
 
-from sim.decode import DecodeLimits
 from sim.fast.instance import FastInstance
 from sim.job import Job
+from sim.limits import DecodeLimits
 from voltana.state import Decision, LoadSnapshot, Phase
 
 

@@ -7,8 +7,9 @@ from typing import Any
 
 from sim.fast.instance import FastInstance
 from sim.job import Job
+from sim.limits import PrefillLimits
 from sim.plant import Step
-from sim.prefill import PrefillLimits, PrefillQueue
+from sim.prefill_queue import PrefillQueue
 from voltana.state import Decision, LoadSnapshot, Phase
 
 

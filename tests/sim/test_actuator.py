@@ -1,6 +1,7 @@
 import simpy
 
-from sim.actuator import Actuation, Actuator
+from sim.actuator import Actuator
+from sim.limits import Actuation
 
 CLOCKS = range(210, 1411, 15)
 

@@ -15,14 +15,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from sim.actuator import Actuation
-from sim.cluster import Cluster, ClusterSpec
-from sim.decode import DecodeLimits
+from sim.cluster import Cluster
 from sim.fast import FastCluster
+from sim.limits import Actuation, DecodeLimits, LinkSpec, PrefillLimits
 from sim.plant import DecodeLine, Plant, Step
-from sim.prefill import PrefillLimits
 from sim.recorder import Recorder
-from sim.transfer import LinkSpec
+from sim.spec import ClusterSpec
 from traces import LengthSource, request_stream
 from traces.arrivals import Poisson
 from traces.lengths import Fixed
