@@ -55,6 +55,8 @@ def hydra_command(
             _stop(f"{program}: interrupted", 130)
         except UserError as error:
             _stop(f"{program}: error: {error}", 2)
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # whoever read has seen enough
         if app.refused:
             _stop(f"{program}: error: {_report(app.refused, app.jobs)}", 2)
 
@@ -93,7 +95,7 @@ class _App:
             with _composed_once():
                 app()
         except Exception as error:
-            if self._crashed or not _is_bad_input(error):
+            if self._crashed or isinstance(error, BrokenPipeError) or not _is_bad_input(error):
                 raise
             raise UserError(explain(error)) from error
 

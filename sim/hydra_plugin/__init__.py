@@ -11,10 +11,9 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
-from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from hydra.core.config_store import ConfigStore
 from hydra.core.utils import JobReturn, JobStatus
@@ -29,8 +28,7 @@ from voltana.errors import UserError
 from voltana.record import RunRecord
 
 
-@dataclass(frozen=True)
-class _Job:
+class _Job(NamedTuple):
     label: str
     overrides: list[str]
     config: DictConfig
@@ -64,6 +62,7 @@ class ProcessLauncher(Launcher):
         if len(todo) < len(jobs):
             console.print(f"{len(jobs) - len(todo)} of them are there already", highlight=False)
         refused = self._run(todo, console)
+        console.print(f"records are in {jobs[0].folder.parent}", highlight=False, soft_wrap=True)
         if refused:
             label, error = refused[0]
             more = f" ({len(refused)} of {len(jobs)} runs refused)" if len(refused) > 1 else ""
