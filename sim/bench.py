@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -50,34 +51,53 @@ class Line(NamedTuple):
     target: str
 
 
-def run_process(arguments: Sequence[str]) -> Cost:
-    """Run a Python process to its end; its output is dropped."""
+PEAK_MEMORY = "import sys; print(open('/proc/self/status').read(), file=sys.stderr)"
+"""Ends a process's script: its own high-water mark (getrusage would count that of the process which started it)."""
+
+
+def run_process(script: str, *arguments: str) -> Cost:
+    """Run a Python script to its end; its output is dropped."""
     started = time.perf_counter()
-    process = subprocess.Popen([sys.executable, *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    command = [sys.executable, "-c", f"{script}; {PEAK_MEMORY}", *arguments]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    told = process.stderr.read()
     _, status, usage = os.wait4(process.pid, 0)
-    if status:
-        raise RuntimeError(f"{' '.join(arguments)} ended with status {status}")
-    return Cost(usage.ru_utime + usage.ru_stime, time.perf_counter() - started, usage.ru_maxrss / 1024)
+    peak = re.search(r"VmHWM:\s*(\d+) kB", told)
+    if status or peak is None:
+        raise RuntimeError(f"{script} ended with status {status}: {told}")
+    return Cost(usage.ru_utime + usage.ru_stime, time.perf_counter() - started, int(peak[1]) / 1024)
+
+
+def simulate_in_a_process(*overrides: str) -> Cost:
+    """voltana-sim, records included."""
+    with tempfile.TemporaryDirectory() as folder:
+        return run_process("from sim.commands import simulate; simulate()", *overrides, f"hydra.run.dir={folder}")
 
 
 def simulation_cpu_s(*overrides: str) -> float:
-    """CPU seconds of the simulation alone, records included, in a process that has run it once before."""
+    """CPU seconds from the first arrival to the last row handed to the writer, in a process that has run it before."""
+    from sim.build import RunBuilder
     from sim.compose import compose_sim
-    from sim.run import simulate
+    from sim.config import SimConfig, parse
+    from sim.recorder import Recorder
+    from sim.run import engine, rare_garbage_collection
+    from voltana.record import RecordWriter
 
     values = compose_sim(*WORKLOAD, *overrides)
+    config = parse(SimConfig, values)
     times = []
     with tempfile.TemporaryDirectory() as folder:
         for _ in range(REPEATS + 1):
-            started = time.process_time()
-            simulate(values, Path(folder))
-            times.append(time.process_time() - started)
+            builder = RunBuilder(config)
+            spec, requests = builder.cluster(), builder.requests()
+            with RecordWriter(Path(folder), values) as writer:
+                cluster = engine(config.engine)(spec, requests, Recorder(writer, builder.slo, {}), writer.instance)
+                started = time.process_time()
+                with rare_garbage_collection():
+                    cluster.run()
+                times.append(time.process_time() - started)
     return statistics.median(times[1:])
-
-
-def command(folder: str, *overrides: str) -> list[str]:
-    """Arguments for a Python process that is voltana-sim."""
-    return ["-c", "from sim.commands import simulate; simulate()", *overrides, f"hydra.run.dir={folder}"]
 
 
 def small_lines() -> list[Line]:
@@ -87,13 +107,12 @@ def small_lines() -> list[Line]:
         cpu = simulation_cpu_s(f"policy={policy}")
         lines.append(Line(f"simulation alone, policy={policy} (CPU s)", f"{cpu:.3f}", f"<= {target}"))
         lines.append(Line("    per request (us)", f"{cpu / 2000 * 1e6:.0f}", ""))
-    with tempfile.TemporaryDirectory() as folder:
-        whole = _median(lambda: run_process(command(folder, *WORKLOAD, "policy=voltana")))
+    whole = _median(lambda: simulate_in_a_process(*WORKLOAD, "policy=voltana"))
     lines.append(Line("whole process, policy=voltana (CPU s)", f"{whole.cpu_s:.2f}", "<= 1.5"))
     lines.append(Line("    peak memory (MB)", f"{whole.peak_mb:.0f}", "<= 150"))
-    bare = _median(lambda: run_process(["-c", "pass"]))
-    imported = _median(lambda: run_process(["-c", "import sim"]))
-    lines.append(Line("import sim (CPU s)", f"{imported.cpu_s - bare.cpu_s:.3f}", "<= 0.5"))
+    bare = _median(lambda: run_process("pass"))
+    imported = _median(lambda: run_process("import sim, sim.run"))
+    lines.append(Line("import sim, sim.run (CPU s)", f"{imported.cpu_s - bare.cpu_s:.3f}", "<= 0.5"))
     reference = simulation_cpu_s("policy=static_max", "engine=reference")
     lines.append(Line("for comparison: engine=reference, policy=static_max (CPU s)", f"{reference:.2f}", ""))
     return lines
@@ -103,8 +122,7 @@ def scale_lines() -> list[Line]:
     """A million requests on 64P64D, once."""
     lines = []
     for policy in ("static_max", "voltana"):
-        with tempfile.TemporaryDirectory() as folder:
-            cost = run_process(command(folder, *SCALE, f"policy={policy}"))
+        cost = simulate_in_a_process(*SCALE, f"policy={policy}")
         lines.append(Line(f"64P64D, 1,000,000 requests, policy={policy} (CPU s)", f"{cost.cpu_s:.0f}", ""))
         lines.append(Line("    per request (us)", f"{cost.cpu_s:.0f}", "<= 2x the small case"))
         lines.append(Line("    peak memory (MB)", f"{cost.peak_mb:.0f}", "<= 500"))

@@ -13,7 +13,7 @@ import simpy
 from sim.actuator import Actuator
 from sim.decode import DecodeInstance
 from sim.instance import Instance
-from sim.job import Job
+from sim.job import Job, instance_name
 from sim.meter import Meter
 from sim.prefill import PrefillInstance
 from sim.recorder import Recorder
@@ -103,10 +103,10 @@ class Cluster:
         return (
             self._env,
             self._spec.plant,
-            Meter(f"{phase}-{index}", phase, write_row),
+            Meter(instance_name(phase, index), phase, write_row),
             controller,
             partial(self._drive, host),
-            self._spec.noise(f"{phase}-{index}"),
+            self._spec.noise(instance_name(phase, index)),
         )
 
     def _drive(self, host: int, apply: Callable[[int], None]) -> Actuator:

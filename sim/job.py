@@ -3,9 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cache
 
 from traces import Request
 from voltana.record import COMPLETED, FAILED, UNFINISHED, RequestRow
+from voltana.state import Phase
+
+
+@cache
+def instance_name(phase: Phase, index: int) -> str:
+    """What an instance is called in the record."""
+    return f"{phase}-{index}"
 
 
 @dataclass(slots=True, eq=False)
@@ -63,8 +71,8 @@ class Job:
             request.arrival_s,
             request.input_tokens,
             request.output_tokens,
-            None if self.prefill is None else f"prefill-{self.prefill}",
-            None if self.decode is None else f"decode-{self.decode}",
+            None if self.prefill is None else instance_name("prefill", self.prefill),
+            None if self.decode is None else instance_name("decode", self.decode),
             self.prefill_start_s,
             first,
             self.decode_start_s,

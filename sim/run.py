@@ -50,7 +50,7 @@ def simulate(
     }
     with RecordWriter(folder, values) as writer:
         recorder = Recorder(writer, builder.slo, about)
-        cluster = _engine(config.engine)(spec, requests, recorder, writer.instance, progress)
+        cluster = engine(config.engine)(spec, requests, recorder, writer.instance, progress)
         started = time.perf_counter()
 
         def close(interrupted: bool) -> dict[str, Any]:
@@ -58,7 +58,7 @@ def simulate(
             return recorder.close(cluster.now_s, [i.meter for i in cluster.instances], wall, interrupted)
 
         try:
-            with _rare_garbage_collection():
+            with rare_garbage_collection():
                 cluster.run()
         except KeyboardInterrupt:
             close(interrupted=True)
@@ -68,7 +68,8 @@ def simulate(
         return close(interrupted=False)
 
 
-def _engine(name: str) -> type[Cluster] | type[FastCluster]:
+def engine(name: str) -> type[Cluster] | type[FastCluster]:
+    """The engine of a name; SimPy is imported for the reference alone."""
     if name == "reference":
         from sim.cluster import Cluster
 
@@ -79,7 +80,7 @@ def _engine(name: str) -> type[Cluster] | type[FastCluster]:
 
 
 @contextmanager
-def _rare_garbage_collection() -> Iterator[None]:
+def rare_garbage_collection() -> Iterator[None]:
     """A simulation makes many objects and hardly any cycles: look for those a hundred times less often."""
     thresholds = gc.get_threshold()
     gc.set_threshold(100 * thresholds[0], *thresholds[1:])

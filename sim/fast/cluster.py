@@ -10,7 +10,7 @@ from sim.fast.decode import FastDecode
 from sim.fast.events import Events, Turns
 from sim.fast.instance import FastInstance
 from sim.fast.prefill import FastPrefill
-from sim.job import Job
+from sim.job import Job, instance_name
 from sim.meter import Meter
 from sim.recorder import Recorder
 from sim.spec import ClusterSpec, info
@@ -85,7 +85,7 @@ class FastCluster:
 
     def _shared(self, index: int, phase: Phase, controller: FrequencyController) -> tuple[object, ...]:
         """The arguments both kinds of instance take."""
-        name, spec = f"{phase}-{index}", self._spec
+        name, spec = instance_name(phase, index), self._spec
         return self._events, spec.plant, Meter(name, phase, self._write_row), controller, spec.noise(name)
 
     def _connect(self, index: int, instance: FastInstance) -> None:

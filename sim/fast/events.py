@@ -6,11 +6,8 @@ from collections.abc import Callable
 from heapq import heappop, heappush
 from typing import Any
 
-
-class Event(list[Any]):
-    """Time, number and call of something to happen; ordered by the first two."""
-
-    __slots__ = ()
+Event = list[Any]
+"""Time, number and call of something to happen; ordered by the first two."""
 
 
 class Events:
@@ -26,7 +23,7 @@ class Events:
     def at(self, time_s: float, call: Callable[[], None]) -> Event:
         """Have something called at a time."""
         self._count += 1
-        event = Event((time_s, self._count, call))
+        event: Event = [time_s, self._count, call]
         heappush(self._queue, event)
         return event
 

@@ -2,7 +2,6 @@
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Sequence
-from functools import cache
 from typing import NamedTuple
 
 
@@ -32,9 +31,13 @@ def under_limit(
     if joules <= limit_w * seconds or asked_mhz <= clocks[0]:
         return Point(seconds, joules, asked_mhz)
     above = bisect_left(clocks, asked_mhz)
-    once = cache(run)
-    low = _highest_within(lambda i: _over(once, clocks[i], limit_w), above, bisect_right(clocks, guess_mhz) - 1)
-    return between(once, clocks[low], clocks[low + 1] if low + 1 < above else asked_mhz, limit_w)
+    low = bisect_right(clocks, guess_mhz) - 1
+    if 0 < low < above - 1:
+        mixed = _between(run, clocks[low], clocks[low + 1], limit_w)
+        if mixed is not None:
+            return mixed
+    low = _highest_within(lambda i: _over(run, clocks[i], limit_w), above, low)
+    return between(run, clocks[low], clocks[low + 1] if low + 1 < above else asked_mhz, limit_w)
 
 
 def _highest_within(over: Callable[[int], bool], above: int, guess: int) -> int:
