@@ -122,14 +122,17 @@ class EcoRoute:
 
     def route(self, request: RequestInfo, candidates: Sequence[InstanceLoad]) -> int:
         """Apply the rule of the class."""
-        count = len(candidates)
-
-        def cost(index: int) -> tuple[bool, bool, int]:
+        best = (True, True)
+        chosen = first = (self._last + 1) % len(candidates)
+        for index in (*range(first, len(candidates)), *range(first)):
             view = self._space.what_if(request, candidates[index])
-            return not view.fits, view.then > view.now, (index - self._last - 1) % count
-
-        self._last = min(range(count), key=cost)
-        return self._last
+            cost = (not view.fits, view.then > view.now)
+            if cost < best:
+                best, chosen = cost, index
+                if not any(cost):
+                    break
+        self._last = chosen
+        return chosen
 
 
 class EcoRouteReleased:
