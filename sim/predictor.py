@@ -18,6 +18,7 @@ import voltana
 from sim.config import PlantConfig
 from sim.plant import Plant
 from voltana.ecopred import EcoPred
+from voltana.errors import UserError
 
 AUTO = "auto"
 
@@ -35,7 +36,12 @@ def load_predictor(source: str, config: PlantConfig, plant: Plant) -> EcoPred:
         return EcoPred.load(Path(source))
     kept = cache_folder() / f"ecopred-{_content_hash(config)}.json"
     if not kept.is_file():
-        profile_and_fit(config, plant).save(kept)
+        fitted = profile_and_fit(config, plant)
+        try:
+            fitted.save(kept)
+        except OSError as error:
+            found = f"auto, but {kept.parent} cannot be written ({error.strerror})"
+            raise UserError(f"predictor: found {found}, allowed: another XDG_CACHE_HOME, or a path") from error
     return EcoPred.load(kept)
 
 

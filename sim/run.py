@@ -68,6 +68,21 @@ def simulate(
         return close(interrupted=False)
 
 
+_interrupted = False
+
+
+def simulate_in_worker(values: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """`simulate` for a process that is handed runs one after another: none is begun after an interruption."""
+    global _interrupted
+    if _interrupted:
+        raise KeyboardInterrupt
+    try:
+        return simulate(values, folder)
+    except KeyboardInterrupt:
+        _interrupted = True
+        raise
+
+
 def engine(name: str) -> type[Cluster] | type[FastCluster]:
     """The engine of a name; SimPy is imported for the reference alone."""
     if name == "reference":

@@ -45,7 +45,7 @@ class ProcessLauncher(Launcher):
         self._config = DictConfig({})
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        """Take what Hydra hands a launcher; jobs are run by `sim.run.simulate`, not by the task function."""
+        """Take what Hydra hands a launcher; jobs are run by `sim.run`, not by the task function."""
         self._context = hydra_context
         self._config = config
 
@@ -82,10 +82,10 @@ class ProcessLauncher(Launcher):
         refused: list[tuple[str, Exception]] = []
         workers = max(1, min(self._workers, len(jobs)))
         with _progress(console, len(jobs)) as report, ProcessPoolExecutor(workers, get_context("spawn")) as pool:
-            from sim.run import simulate
+            from sim.run import simulate_in_worker
 
             futures: dict[Future[dict[str, Any]], _Job] = {
-                pool.submit(simulate, job.values, job.folder): job for job in jobs
+                pool.submit(simulate_in_worker, job.values, job.folder): job for job in jobs
             }
             try:
                 for future in as_completed(futures):

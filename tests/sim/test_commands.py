@@ -144,6 +144,25 @@ def test_an_interrupted_run_leaves_a_valid_record(tmp_path: Path) -> None:
     assert len(record.instances()) > 0
 
 
+def test_an_interrupted_sweep_stops_at_once_and_goes_on_later(call: Call, tmp_path: Path) -> None:
+    folder = tmp_path / "sweep"
+    script = "from sim.commands import simulate; simulate()"
+    arguments = ["-m", "policy=static_max", "rps=50", "seed=1,2,3,4", f"hydra.sweep.dir={folder}"]
+    command = [sys.executable, "-c", script, *arguments, "duration_s=100000"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True) as process:
+        deadline = time.monotonic() + 60
+        while not (folder / "0" / "instances.parquet").exists() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        time.sleep(1.0)
+        os.killpg(process.pid, signal.SIGINT)
+        _, err = process.communicate(timeout=30)
+    assert process.returncode == 130 and "Traceback" not in err, err
+    assert all(record.summary["interrupted"] for record in find_records([folder]))
+    again = call(sim.commands.simulate, *arguments, "duration_s=4")
+    assert again.status == 0
+    assert [record.summary["interrupted"] for record in find_records([folder])] == [False] * 4
+
+
 def test_profile_then_fit_then_use_the_predictor(call: Call, tmp_path: Path) -> None:
     profiled = call(sim.commands.profile, "out=table.csv", "profile.clocks_mhz=[1005,1410]")
     assert profiled.status == 0 and "table.csv" in profiled.out
