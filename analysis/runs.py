@@ -96,7 +96,7 @@ def load_runs(folders: Sequence[str | Path], *, interrupted: bool = False) -> Ru
         UserError: a folder holds no record, a record is malformed, or all were cut short and are not wanted.
     """
     found = find_records(folders)
-    records = [record for record in found if interrupted or not record.summary.get("interrupted", False)]
+    records = [record for record in found if interrupted or not record.interrupted]
     if not records:
         raise UserError(f"runs: found nothing but interrupted runs ({found[0].folder}), allowed: a run that ended")
     cut_short = [record.folder for record in found if record not in records]

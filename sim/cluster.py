@@ -12,12 +12,13 @@ import simpy
 
 from sim.actuator import Actuator
 from sim.decode import DecodeInstance
+from sim.flow import RequestFlow
 from sim.instance import Instance
 from sim.job import Job, instance_name
 from sim.meter import Meter
 from sim.prefill import PrefillInstance
 from sim.recorder import Recorder
-from sim.spec import ClusterSpec, info
+from sim.spec import ClusterSpec
 from sim.transfer import Links
 from traces import Request
 from voltana.dispatch import Dispatcher
@@ -25,7 +26,7 @@ from voltana.record import InstanceRow
 from voltana.state import FrequencyController, LoadSnapshot, Phase
 
 
-class Cluster:
+class Cluster(RequestFlow):
     """A run of the reference engine.
 
     Args:
@@ -130,35 +131,16 @@ class Cluster:
         self._all_arrived = True
         self._finish_if_done()
 
-    def _arrive(self, job: Job) -> None:
-        """A request comes in and goes to a prefill instance."""
-        self._recorder.arrived(job)
-        if job.request.input_tokens >= self._spec.decode_limits.kv_tokens:
-            self._fail(job)
-            return
-        job.prefill = self._to_prefill.dispatch(info(job))
-        self._prefill[job.prefill].submit(job)
+    def _queue(self, job: Job, target: int) -> None:
+        self._prefill[target].submit(job)
 
-    def _prefilled(self, job: Job) -> None:
-        """A request has its first token; the others are made by a decode instance."""
-        if job.finished:
-            self._end(job)
-            return
-        job.decode = self._to_decode.dispatch(info(job))
-        self._env.process(self._hand_over(job, job.prefill or 0, job.decode))
+    def _hand_over(self, job: Job, source: int, target: int) -> None:
+        self._env.process(self._transfer(job, source, target))
 
-    def _hand_over(self, job: Job, source: int, target: int) -> Generator[simpy.Event, object, None]:
+    def _transfer(self, job: Job, source: int, target: int) -> Generator[simpy.Event, object, None]:
         size = job.request.input_tokens * self._spec.plant.kv_bytes_per_token
         yield from self._links.send(source, target, size)
         self._decode[target].submit(job)
-
-    def _fail(self, job: Job) -> None:
-        job.failed = True
-        self._end(job)
-
-    def _end(self, job: Job) -> None:
-        self._recorder.ended(job)
-        self._finish_if_done()
 
     def _finish_if_done(self) -> None:
         if self._all_arrived and not self._recorder.in_flight:

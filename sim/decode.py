@@ -77,11 +77,7 @@ class DecodeInstance(Instance):
         return bool(self._running)
 
     def _fits(self, job: Job) -> bool:
-        size = len(self._running) + 1
-        if size > self._limits.max_requests:
-            return False
-        needed = self._kv_tokens + job.kv_tokens
-        return size == 1 or needed + size * self._limits.reserve_tokens <= self._limits.kv_tokens
+        return self._limits.admit(len(self._running) + 1, self._kv_tokens + job.kv_tokens)
 
     def _join(self, job: Job) -> None:
         self._waiting_tokens -= job.kv_tokens

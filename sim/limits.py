@@ -27,6 +27,12 @@ class DecodeLimits:
     reserve_tokens: int
     """Room kept for every request of the batch when another one joins."""
 
+    def admit(self, batch_size: int, kv_tokens: int) -> bool:
+        """Whether a batch may grow to this size and this many KV tokens; one request alone always may."""
+        if batch_size > self.max_requests:
+            return False
+        return batch_size == 1 or kv_tokens + batch_size * self.reserve_tokens <= self.kv_tokens
+
 
 @dataclass(frozen=True, slots=True)
 class LinkSpec:

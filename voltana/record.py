@@ -209,6 +209,11 @@ class RunRecord:
         loaded = _parse(self.folder / SUMMARY, json.loads)
         return dict(loaded)
 
+    @property
+    def interrupted(self) -> bool:
+        """Whether the run was cut short."""
+        return bool(self.summary.get("interrupted", False))
+
     def requests(self) -> pd.DataFrame:
         """One row a request, columns as `RequestRow`, in order of arrival."""
         return _read(self.folder / REQUESTS).sort_values("request_id", ignore_index=True)

@@ -10,17 +10,18 @@ from sim.fast.decode import FastDecode
 from sim.fast.events import Events, Turns
 from sim.fast.instance import FastInstance
 from sim.fast.prefill import FastPrefill
+from sim.flow import RequestFlow
 from sim.job import Job, instance_name
 from sim.meter import Meter
 from sim.recorder import Recorder
-from sim.spec import ClusterSpec, info
+from sim.spec import ClusterSpec
 from traces import Request
 from voltana.dispatch import Dispatcher
 from voltana.record import InstanceRow
 from voltana.state import FrequencyController, Phase
 
 
-class FastCluster:
+class FastCluster(RequestFlow):
     """As `sim.cluster.Cluster`, which says what the arguments are."""
 
     def __init__(
@@ -118,41 +119,24 @@ class FastCluster:
             self._events.at(request.arrival_s, self._arrivals)
         self._finish_if_done()
 
-    def _arrive(self, job: Job) -> None:
-        self._recorder.arrived(job)
-        if job.request.input_tokens >= self._spec.decode_limits.kv_tokens:
-            self._fail(job)
-            return
-        job.prefill = self._to_prefill.dispatch(info(job))
-        self._prefill[job.prefill].submit(job)
+    def _queue(self, job: Job, target: int) -> None:
+        self._prefill[target].submit(job)
 
-    def _prefilled(self, job: Job) -> None:
-        """A request has its first token; the others are made by a decode instance."""
-        if job.finished:
-            self._end(job)
-            return
-        job.decode = self._to_decode.dispatch(info(job))
-        pair = (job.prefill or 0, job.decode)
-        if pair not in self._links:
-            self._links[pair] = Turns(self._spec.link.streams)
-        self._links[pair].take(partial(self._send, job, self._links[pair]))
+    def _hand_over(self, job: Job, source: int, target: int) -> None:
+        if (source, target) not in self._links:
+            self._links[source, target] = Turns(self._spec.link.streams)
+        link = self._links[source, target]
+        link.take(partial(self._send, job, link, target))
 
-    def _send(self, job: Job, link: Turns) -> None:
+    def _send(self, job: Job, link: Turns, target: int) -> None:
         """Move the KV cache of a job over its link."""
         size = job.request.input_tokens * self._spec.plant.kv_bytes_per_token
-        self._events.at(self._events.now + self._spec.link.duration_s(size), partial(self._handed_over, job, link))
+        arrives_s = self._events.now + self._spec.link.duration_s(size)
+        self._events.at(arrives_s, partial(self._handed_over, job, link, target))
 
-    def _handed_over(self, job: Job, link: Turns) -> None:
+    def _handed_over(self, job: Job, link: Turns, target: int) -> None:
         link.give_back()
-        self._decode[job.decode or 0].submit(job)
-
-    def _fail(self, job: Job) -> None:
-        job.failed = True
-        self._end(job)
-
-    def _end(self, job: Job) -> None:
-        self._recorder.ended(job)
-        self._finish_if_done()
+        self._decode[target].submit(job)
 
     def _finish_if_done(self) -> None:
         if self._next is None and not self._recorder.in_flight:

@@ -176,11 +176,7 @@ class FastDecode(FastInstance):
         return self._batch > 0
 
     def _fits(self, job: Job) -> bool:
-        size = self._batch + 1
-        if size > self._limits.max_requests:
-            return False
-        needed = self._kv_tokens + job.kv_tokens
-        return size == 1 or needed + size * self._limits.reserve_tokens <= self._limits.kv_tokens
+        return self._limits.admit(self._batch + 1, self._kv_tokens + job.kv_tokens)
 
     def _join(self, job: Job) -> None:
         self._waiting_tokens -= job.kv_tokens

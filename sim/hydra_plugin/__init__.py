@@ -81,7 +81,7 @@ class ProcessLauncher(Launcher):
     def _run(self, jobs: list[_Job], console: Console) -> list[tuple[str, Exception]]:
         refused: list[tuple[str, Exception]] = []
         workers = max(1, min(self._workers, len(jobs)))
-        with _progress(console, len(jobs)) as report, ProcessPoolExecutor(workers, get_context("spawn")) as pool:
+        with _SweepProgress(console, len(jobs)) as report, ProcessPoolExecutor(workers, get_context("spawn")) as pool:
             from sim.run import simulate_in_worker
 
             futures: dict[Future[dict[str, Any]], _Job] = {
@@ -113,7 +113,7 @@ ConfigStore.instance().store(
 def _done(job: _Job) -> bool:
     try:
         record = RunRecord(job.folder)
-        return record.config == job.values and not record.summary.get("interrupted", False)
+        return record.config == job.values and not record.interrupted
     except UserError:
         return False
 
@@ -124,7 +124,7 @@ def _job_return(job: _Job) -> JobReturn:
     return result
 
 
-class _progress:  # noqa: N801
+class _SweepProgress:
     """Shows runs as they end: a bar on a terminal, a line each elsewhere."""
 
     def __init__(self, console: Console, total: int) -> None:

@@ -1,0 +1,57 @@
+"""The way of a request through a cluster, the same in both engines: arrival, first token, end."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+from sim.job import Job
+from sim.recorder import Recorder
+from sim.spec import ClusterSpec, info
+from voltana.dispatch import Dispatcher
+
+
+class RequestFlow(ABC):
+    """What an engine does with requests between its instances; the engine sets these attributes."""
+
+    _spec: ClusterSpec
+    _recorder: Recorder
+    _to_prefill: Dispatcher
+    _to_decode: Dispatcher
+
+    def _arrive(self, job: Job) -> None:
+        """A request comes in and goes to a prefill instance; one that no cache could hold fails."""
+        self._recorder.arrived(job)
+        if job.request.input_tokens >= self._spec.decode_limits.kv_tokens:
+            self._fail(job)
+            return
+        job.prefill = self._to_prefill.dispatch(info(job))
+        self._queue(job, job.prefill)
+
+    def _prefilled(self, job: Job) -> None:
+        """A request has its first token; the others are made by a decode instance."""
+        if job.finished:
+            self._end(job)
+            return
+        assert job.prefill is not None
+        job.decode = self._to_decode.dispatch(info(job))
+        self._hand_over(job, job.prefill, job.decode)
+
+    def _fail(self, job: Job) -> None:
+        job.failed = True
+        self._end(job)
+
+    def _end(self, job: Job) -> None:
+        self._recorder.ended(job)
+        self._finish_if_done()
+
+    @abstractmethod
+    def _queue(self, job: Job, target: int) -> None:
+        """Give a job to a prefill instance."""
+
+    @abstractmethod
+    def _hand_over(self, job: Job, source: int, target: int) -> None:
+        """Move the KV cache of a job from its prefill to its decode instance."""
+
+    @abstractmethod
+    def _finish_if_done(self) -> None:
+        """End the run when all requests have arrived and ended."""
