@@ -1,1 +1,1 @@
-"""The live cluster: SGLang telemetry, NVML clocks, the P/D router, the replay client. Nothing is built here yet."""
+"""The live cluster: SGLang telemetry, GPU clocks, the P/D router, emulated servers, profiling of real GPUs."""

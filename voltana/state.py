@@ -18,6 +18,19 @@ class Slo(NamedTuple):
     itl_s: float
 
 
+class RequestView(NamedTuple):
+    """One request at an instance, for policies that look at them one by one."""
+
+    age_s: float
+    """Time since arrival."""
+    prompt_tokens: int
+    """Prefill: those not yet computed."""
+    produced_tokens: int
+    """Output tokens so far."""
+    expected_tokens: float
+    """Output tokens in all, as a length predictor of stated error tells."""
+
+
 class LoadSnapshot(NamedTuple):
     """One instance at an iteration boundary, as its telemetry shows it.
 
@@ -44,6 +57,18 @@ class LoadSnapshot(NamedTuple):
     """Requests that ever reached this instance."""
     arrived_tokens: int
     """Prompt tokens that ever reached this instance."""
+    iterations: int = 0
+    """Iterations that ever ended here."""
+    busy_s: float = 0.0
+    """Time those took, all together. The mean latency between two snapshots is the growth of this by that of those."""
+    power_w: float | None = None
+    """Last published reading of the power sensor, all GPUs of the instance; only with `reads_power`."""
+    cluster_power_w: float | None = None
+    """Sum of the last readings of all instances; only with `reads_power`."""
+    running: tuple[RequestView, ...] = ()
+    """The requests of the batch; only with `reads_requests`."""
+    waiting: tuple[RequestView, ...] = ()
+    """The requests behind it, in order; only with `reads_requests`."""
 
 
 class Decision(NamedTuple):
@@ -55,6 +80,8 @@ class Decision(NamedTuple):
     holds_below_tokens: float = 0.0
     """The answer would be the same at every further iteration of this batch, while nothing but its tokens grows and
     they are below this. A promise that lets a simulator skip questions; 0: ask at every iteration."""
+    power_cap_w: float | None = None
+    """Power limit of every GPU of the instance; None: the GPU's own."""
 
 
 class RequestInfo(NamedTuple):
@@ -78,7 +105,9 @@ class InstanceLoad(NamedTuple):
 class FrequencyController(Protocol):
     """Chooses the SM clock of one instance (all GPUs of its TP group together).
 
-    A controller may set `reads_load = False` to say that its first answer is its answer for ever.
+    A controller may set class attributes that say what it looks at: `reads_load = False`, its first answer is its
+    answer for ever; `reads_power = True`, the power sensor; `reads_requests = True`, requests one by one. What it does
+    not ask for it is not given, because it costs time to gather.
     """
 
     def decide(self, load: LoadSnapshot) -> Decision:

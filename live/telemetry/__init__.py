@@ -1,0 +1,1 @@
+"""Load snapshots from servers to controllers and routers, every iteration."""
