@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from functools import cached_property, lru_cache
 from typing import Any
 
@@ -11,10 +12,12 @@ import numpy as np
 
 from sim.config import PlantConfig, SimConfig
 from sim.limits import Actuation, DecodeLimits, LinkSpec, PrefillLimits
-from sim.noise import latency_noise
+from sim.noise import latency_noise, length_predictor
 from sim.plant import EngineSpec, GpuSpec, ModelSpec, Plant
 from sim.predictor import load_predictor
-from sim.spec import ClusterSpec
+from sim.sensor import SensorSpec
+from sim.spec import ClusterSpec, Drift
+from sim.truth import Truth
 from traces import Request, request_stream
 from voltana.build import build_policy
 from voltana.ecopred import EcoPred
@@ -81,7 +84,21 @@ class RunBuilder:
             prefill_router=self._router("prefill", policy.prefill_router),
             decode_router=self._router("decode", policy.decode_router),
             noise=lambda name: latency_noise(config.seed, name, serving.latency_noise),
+            sensor=SensorSpec(config.sensor.period_s, config.sensor.window_s, config.sensor.error, config.seed),
+            expected_tokens=length_predictor(config.seed, serving.length_error),
+            drift=self._drift(),
         )
+
+    def _drift(self) -> Drift | None:
+        drift, gpu, engine = self._config.drift, self.plant.gpu, self.plant.engine
+        if drift.at_s is None:
+            return None
+        slow = replace(
+            engine,
+            prefill_slowdown=engine.prefill_slowdown * drift.slowdown,
+            decode_slowdown=engine.decode_slowdown * drift.slowdown,
+        )
+        return Drift(drift.at_s, Plant(replace(gpu, base_w=gpu.base_w + drift.base_w), self.plant.model, slow))
 
     def _kv_tokens(self) -> int:
         asked, room = self._config.serving.decode.kv_tokens, self.plant.kv_capacity_tokens
@@ -113,7 +130,10 @@ class RunBuilder:
                 "slo": lambda: self.slo,
                 "clocks_mhz": self.plant.gpu.clocks,
                 "predictor": lambda: self._predictor,
+                "kv_capacity_tokens": self._kv_tokens,
+                "power_limits_w": lambda: (self.plant.gpu.power_limit_min_w, self.plant.gpu.power_limit_w),
                 "seed": lambda: next(self._seeds),
+                "truth": Truth,
             },
         )
 

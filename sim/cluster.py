@@ -15,15 +15,17 @@ from sim.decode import DecodeInstance
 from sim.flow import RequestFlow
 from sim.instance import Instance
 from sim.job import Job, instance_name
+from sim.limits import Setting, Settings
 from sim.meter import Meter
 from sim.prefill import PrefillInstance
 from sim.recorder import Recorder
-from sim.spec import ClusterSpec
+from sim.sensor import PowerSensors
+from sim.spec import ClusterSpec, Drift, bind_truth
 from sim.transfer import Links
 from traces import Request
-from voltana.dispatch import Dispatcher
+from voltana.dispatch import Dispatcher, Standing, standing_of
 from voltana.record import InstanceRow
-from voltana.state import FrequencyController, LoadSnapshot, Phase
+from voltana.state import FrequencyController, Phase
 
 
 class Cluster(RequestFlow):
@@ -53,6 +55,9 @@ class Cluster(RequestFlow):
         self._all_arrived = False
         self._hosts: dict[int, simpy.Resource] = {}
         self._links = Links(self._env, spec.link)
+        names = [instance_name("prefill", i) for i in range(len(spec.prefill_controllers))]
+        names += [instance_name("decode", i) for i in range(len(spec.decode_controllers))]
+        self._sensors = PowerSensors(spec.sensor, names)
         self._prefill = [
             PrefillInstance(
                 *self._shared(i, "prefill", controller, write_row),
@@ -71,9 +76,10 @@ class Cluster(RequestFlow):
             )
             for i, controller in enumerate(spec.decode_controllers)
         ]
-
-        self._to_prefill = Dispatcher(spec.prefill_router, [_telemetry_of(i) for i in self._prefill])
-        self._to_decode = Dispatcher(spec.decode_router, [_telemetry_of(i) for i in self._decode])
+        for controller, instance in zip(spec.controllers, self.instances, strict=True):
+            bind_truth(controller, instance)
+        self._to_prefill = Dispatcher(spec.prefill_router, [_standing_of(i) for i in self._prefill])
+        self._to_decode = Dispatcher(spec.decode_router, [_standing_of(i) for i in self._decode])
 
     @property
     def instances(self) -> list[Instance]:
@@ -108,13 +114,15 @@ class Cluster(RequestFlow):
             controller,
             partial(self._drive, host),
             self._spec.noise(instance_name(phase, index)),
+            self._sensors,
+            first_gpu,
         )
 
-    def _drive(self, host: int, apply: Callable[[int], None]) -> Actuator:
+    def _drive(self, host: int, apply: Callable[[Setting], None]) -> Actuator:
         if host not in self._hosts:
             self._hosts[host] = simpy.Resource(self._env)
         plant = self._spec.plant
-        return Actuator(self._env, self._hosts[host], self._spec.actuation, plant.model.tp, plant.gpu.clocks(), apply)
+        return Actuator(self._env, self._hosts[host], self._spec.actuation, plant.model.tp, Settings(plant.gpu), apply)
 
     def _source(self) -> Generator[simpy.Event, object, None]:
         """Let the requests arrive at their times; the cluster starts with the first."""
@@ -124,12 +132,34 @@ class Cluster(RequestFlow):
                 yield self._env.timeout(request.arrival_s - self._env.now)
             if not started:
                 started = True
-                for instance in self.instances:
-                    instance.start()
+                self._start()
             self._progress(request.arrival_s)
             self._arrive(Job(request))
         self._all_arrived = True
         self._finish_if_done()
+
+    def _start(self) -> None:
+        for instance in self.instances:
+            instance.start()
+        if self._spec.senses_power:
+            self._env.process(self._sense())
+        if self._spec.drift is not None:
+            self._env.process(self._drift(self._spec.drift))
+
+    def _sense(self) -> Generator[simpy.Event, object, None]:
+        """The power sensors publish, period after period."""
+        sensor, began_s = self._spec.sensor, self._env.now
+        while True:
+            yield self._env.timeout(sensor.period_s - sensor.window_s)
+            self._sensors.open_window([instance.energy_j for instance in self.instances])
+            yield self._env.timeout(began_s + sensor.period_s - self._env.now)
+            self._sensors.publish([instance.energy_j for instance in self.instances])
+            began_s = self._env.now
+
+    def _drift(self, drift: Drift) -> Generator[simpy.Event, object, None]:
+        yield self._env.timeout(max(0.0, drift.at_s - self._env.now))
+        for instance in self.instances:
+            instance.become(drift.plant)
 
     def _queue(self, job: Job, target: int) -> None:
         self._prefill[target].submit(job)
@@ -147,5 +177,5 @@ class Cluster(RequestFlow):
             self._done.succeed()
 
 
-def _telemetry_of(instance: Instance) -> Callable[[], LoadSnapshot]:
-    return lambda: instance.telemetry
+def _standing_of(instance: Instance) -> Callable[[], Standing]:
+    return lambda: standing_of(instance.telemetry)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from voltana.errors import UserError
 
@@ -68,6 +68,7 @@ class ServingConfig(Section):
     prefill: PrefillServing
     decode: DecodeServing
     latency_noise: Annotated[float, Field(ge=0, le=0.5)]
+    length_error: Annotated[float, Field(ge=0, le=3)]
     engine: Part
 
 
@@ -77,6 +78,30 @@ class ActuationConfig(Section):
     name: str
     block_s: Seconds
     settle_s: Seconds
+
+
+class SensorConfig(Section):
+    """`sensor`."""
+
+    name: str
+    period_s: Positive
+    window_s: Positive
+    error: Annotated[float, Field(ge=0, le=0.5)]
+
+    @model_validator(mode="after")
+    def _window_in_period(self) -> Self:
+        if self.window_s > self.period_s:
+            raise ValueError(f"window_s up to period_s = {self.period_s:g}")
+        return self
+
+
+class DriftConfig(Section):
+    """`drift`."""
+
+    name: str
+    at_s: Seconds | None
+    slowdown: Annotated[float, Field(gt=0, le=10)]
+    base_w: Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
 class SloConfig(Section):
@@ -115,8 +140,9 @@ class DecodeProfile(Section):
 
 
 class ProfileConfig(Section):
-    """`profile`."""
+    """`profile` of the plant; `voltana-profile` runs `_target_`, which other sources replace."""
 
+    target: str = Field(default="", alias="_target_")
     source: Literal["plant"]
     clocks_mhz: Annotated[list[Count], Field(min_length=2)]
     prefill: PrefillProfile
@@ -139,6 +165,8 @@ class SimConfig(PlantConfig):
 
     cluster: ClusterConfig
     actuation: ActuationConfig
+    sensor: SensorConfig
+    drift: DriftConfig
     trace: Part
     arrival: Part
     slo: SloConfig

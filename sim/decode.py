@@ -15,6 +15,7 @@ from sim.instance import Instance
 from sim.job import Job
 from sim.limits import DecodeLimits
 from sim.plant import Step
+from sim.views import Views, answers
 from voltana.state import LoadSnapshot, Phase
 
 
@@ -55,7 +56,7 @@ class DecodeInstance(Instance):
         """Telemetry of this instant."""
         return LoadSnapshot(
             time_s=self.env.now,
-            clock_mhz=self.actuator.commanded_mhz,
+            clock_mhz=self.actuator.commanded.clock_mhz,
             batch_size=len(self._running),
             batch_tokens=self._kv_tokens,
             queued=len(self._waiting),
@@ -64,7 +65,14 @@ class DecodeInstance(Instance):
             idle_s=self.idle_s,
             arrived_requests=self.arrived_requests,
             arrived_tokens=self.arrived_tokens,
+            iterations=self.iterations,
+            busy_s=self.busy_s,
         )
+
+    def requests(self) -> tuple[Views, Views]:
+        """As the base class says."""
+        running, waiting = ([(job, 0) for job in jobs] for jobs in (self._running, self._waiting))
+        return answers(running, self.env.now), answers(waiting, self.env.now)
 
     def form_batch(self) -> bool:
         """Retract while the next token would not fit, then admit while there is room."""
@@ -96,9 +104,9 @@ class DecodeInstance(Instance):
         self._waiting.appendleft(job)
         self.retractions += 1
 
-    def step(self) -> Step:
-        """Cost of an iteration at the present clock."""
-        return self.plant.decode(len(self._running), self._kv_tokens, self.clock_mhz)
+    def what_if(self, clock_mhz: int) -> Step:
+        """Cost of an iteration at a clock."""
+        return self.plant.decode(len(self._running), self._kv_tokens, clock_mhz, self.limit_w)
 
     def complete(self) -> None:
         """Every request of the batch has one more token; those with their last one leave."""

@@ -20,6 +20,8 @@ class RequestFlow(ABC):
 
     def _arrive(self, job: Job) -> None:
         """A request comes in and goes to a prefill instance; one that no cache could hold fails."""
+        if self._spec.predicts_lengths:
+            job.expected_tokens = self._spec.expected_tokens(job.request)
         self._recorder.arrived(job)
         if job.request.input_tokens >= self._spec.decode_limits.kv_tokens:
             self._fail(job)

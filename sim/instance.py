@@ -13,8 +13,11 @@ from collections.abc import Callable, Generator
 import simpy
 
 from sim.actuator import Actuator
+from sim.limits import Setting
 from sim.meter import Meter
 from sim.plant import Plant, Step
+from sim.sensor import PowerSensors
+from sim.views import View, Views
 from voltana.state import FrequencyController, LoadSnapshot, Phase
 
 Process = Generator[simpy.Event, object, None]
@@ -29,6 +32,8 @@ class Instance(ABC):
     Args:
         drive: makes the actuator, given what to call when a clock comes into force.
         noise: draws the factor on the latency of an iteration; None: no noise.
+        sensors: of the cluster.
+        index: the place of this instance among them.
     """
 
     phase: Phase
@@ -41,20 +46,30 @@ class Instance(ABC):
         plant: Plant,
         meter: Meter,
         controller: FrequencyController,
-        drive: Callable[[Callable[[int], None]], Actuator],
+        drive: Callable[[Callable[[Setting], None]], Actuator],
         noise: Callable[[], float] | None,
+        sensors: PowerSensors,
+        index: int,
     ) -> None:
         self.env = env
         self.plant = plant
         self.meter = meter
+        self.sensors = sensors
+        self.index = index
         self.clock_mhz = 0
+        self.limit_w: float | None = None
+        self.iterations = 0
+        self.busy_s = 0.0
         self.arrived_requests = 0
         self.arrived_tokens = 0
         self._controller = controller
-        self._clock_changed = env.event()
+        self._view = View(controller)
+        at_once = getattr(controller, "acts_at_once", False)
+        self._costs_changed = env.event()
         self._wake = env.event()
         self._noise = noise
-        self.actuator = drive(self._set_clock)
+        self.actuator = drive(self._apply)
+        self._command = self.actuator.act_at_once if at_once else self.actuator.command
         self._ask_when_idle_s: float | None = None
         self._last_end_s: float | None = -math.inf
         self._power_w = 0.0
@@ -69,8 +84,12 @@ class Instance(ABC):
         """Form the next batch; False if there is nothing to run."""
 
     @abstractmethod
-    def step(self) -> Step:
-        """What an iteration of the batch costs at the present clock."""
+    def what_if(self, clock_mhz: int) -> Step:
+        """What an iteration of the batch costs at a clock."""
+
+    @abstractmethod
+    def requests(self) -> tuple[Views, Views]:
+        """The requests of the batch and those behind it, one by one."""
 
     @abstractmethod
     def complete(self) -> None:
@@ -78,7 +97,7 @@ class Instance(ABC):
 
     def start(self) -> None:
         """Begin at the clock the controller wants before any load."""
-        self.actuator.start_at(self._controller.decide(self.load()).clock_mhz)
+        self.actuator.start_at(self._controller.decide(self.load()))
         self.telemetry = self.load()
         self._metered_s = self.env.now
         self.env.process(self.run())
@@ -100,8 +119,11 @@ class Instance(ABC):
                 yield from self._idle()
             self._last_end_s = None
             self._ask()
+            started_s = self.env.now
             yield from self._iterate()
             self._last_end_s = self.env.now
+            self.iterations += 1
+            self.busy_s += self.env.now - started_s
             self.complete()
 
     def _iterate(self) -> Process:
@@ -109,12 +131,12 @@ class Instance(ABC):
         left = 1.0
         stretch = 1.0 if self._noise is None else self._noise()
         while left > 0:
-            step = self.step()
+            step = self.what_if(self.clock_mhz)
             duration = step.duration_s * stretch
             self._enter(step.power_w)
             started = self.env.now
             end = self.env.timeout(left * duration)
-            yield end | self._clock_changed
+            yield end | self._costs_changed
             self._meter_up()
             left = 0.0 if end.processed else left - (self.env.now - started) / duration
 
@@ -130,7 +152,7 @@ class Instance(ABC):
         asked_s = 0.0
         while not self._wake.triggered:
             self._enter(self.plant.idle_power_w(self.clock_mhz))
-            awaited = self._wake | self._clock_changed
+            awaited = self._wake | self._costs_changed
             ask_s = self._ask_when_idle_s
             if ask_s is not None and ask_s > asked_s:
                 awaited |= self.env.timeout(max(0.0, ask_s - self.idle_s))
@@ -144,14 +166,30 @@ class Instance(ABC):
 
     def _ask(self) -> None:
         self.telemetry = self.load()
-        decision = self._controller.decide(self.telemetry)
+        decision = self._controller.decide(self._view.complete(self.telemetry, self))
         self._ask_when_idle_s = decision.ask_when_idle_s
-        self.actuator.command(decision.clock_mhz)
+        self._command(decision)
 
-    def _set_clock(self, clock_mhz: int) -> None:
-        self.clock_mhz = clock_mhz
-        self._clock_changed.succeed()
-        self._clock_changed = self.env.event()
+    def _apply(self, setting: Setting) -> None:
+        """A setting comes into force."""
+        self.clock_mhz = setting.clock_mhz
+        cap = setting.power_cap_w
+        self.limit_w = None if cap is None else cap * self.plant.model.tp
+        self._reprice()
+
+    def become(self, plant: Plant) -> None:
+        """The GPUs turn into others, in the middle of what they do."""
+        self.plant = plant
+        self._reprice()
+
+    def _reprice(self) -> None:
+        self._costs_changed.succeed()
+        self._costs_changed = self.env.event()
+
+    @property
+    def energy_j(self) -> float:
+        """Energy used up to this instant."""
+        return self.meter.totals.energy_j + self._power_w * (self.env.now - self._metered_s)
 
     def _enter(self, power_w: float) -> None:
         """Draw this power from now on."""

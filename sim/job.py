@@ -35,6 +35,8 @@ class Job:
     last_token_s: float = field(default=0.0)
     max_gap_s: float | None = None
     failed: bool = False
+    expected_tokens: float = 0.0
+    """Output tokens as a length predictor tells them to policies."""
 
     @property
     def kv_tokens(self) -> int:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Set
 from dataclasses import dataclass
+from typing import NamedTuple
+
+from sim.plant import GpuSpec
+from voltana.state import Decision
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,13 +54,42 @@ class LinkSpec:
 
 @dataclass(frozen=True, slots=True)
 class Actuation:
-    """Delays of a clock change."""
+    """Delays of a change of clock or power cap."""
 
     block_s: float
     settle_s: float
 
+    def call_s(self, gpus: int, before: Setting, after: Setting) -> float:
+        """How long the driver is blocked: one call a GPU for the clock, one for the cap."""
+        calls = (after.clock_mhz != before.clock_mhz) + (after.power_cap_w != before.power_cap_w)
+        return self.block_s * gpus * max(1, calls)
 
-def check_clock(clock_mhz: int, supported_mhz: Set[int]) -> None:
-    """Refuse a command for a clock that the GPU does not have: a bug of the policy."""
-    if clock_mhz not in supported_mhz:
-        raise ValueError(f"a policy commanded {clock_mhz!r} MHz, which the GPU does not have")
+
+class Setting(NamedTuple):
+    """What a GPU is commanded to."""
+
+    clock_mhz: int
+    power_cap_w: float | None = None
+    """Of one GPU; None: its own limit."""
+
+
+class Settings:
+    """The settings that a GPU takes."""
+
+    def __init__(self, gpu: GpuSpec) -> None:
+        self._clocks = frozenset(gpu.clocks())
+        self._caps_w = (gpu.power_limit_min_w, gpu.power_limit_w)
+
+    def of(self, decision: Decision) -> Setting:
+        """What a decision commands.
+
+        Raises:
+            ValueError: the GPU cannot do it, which is a bug of the policy.
+        """
+        clock, cap = decision.clock_mhz, decision.power_cap_w
+        if clock not in self._clocks:
+            raise ValueError(f"a policy commanded {clock!r} MHz, which the GPU does not have")
+        if cap is not None and not self._caps_w[0] <= cap <= self._caps_w[1]:
+            low, high = self._caps_w
+            raise ValueError(f"a policy commanded a power cap of {cap!r} W, the GPU takes {low:g} to {high:g} W")
+        return Setting(clock, cap)

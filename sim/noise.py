@@ -1,4 +1,4 @@
-"""Random latency: every iteration takes its time times a log-normal factor of median 1, at the same power."""
+"""What is random about a plant: latencies of iterations, and what a predictor of output lengths tells."""
 
 from __future__ import annotations
 
@@ -6,9 +6,13 @@ import math
 from collections.abc import Callable
 from random import Random
 
+from traces import Request
+
 
 def latency_noise(seed: int, name: str, deviation: float) -> Callable[[], float] | None:
-    """What draws the factor of an instance's next iteration; None where there is no noise.
+    """What draws the log-normal factor, of median 1, on an instance's next iteration; None where there is no noise.
+
+    Power is not changed by it.
 
     Args:
         seed: of the run.
@@ -19,3 +23,24 @@ def latency_noise(seed: int, name: str, deviation: float) -> Callable[[], float]
         return None
     draw = Random(f"{seed} {name}").gauss
     return lambda: math.exp(draw(0.0, deviation))
+
+
+def length_predictor(seed: int, error: float) -> Callable[[Request], float]:
+    """A predictor of output lengths that is as wrong as stated, whatever it may be built on.
+
+    Args:
+        seed: of the run.
+        error: relative standard deviation of the prediction, which is log-normal with the true length as its mean.
+
+    Returns:
+        What tells the expected output tokens of a request, always the same for the same request.
+    """
+    if error == 0:
+        return lambda request: float(request.output_tokens)
+    deviation = math.sqrt(math.log1p(error * error))
+
+    def expected(request: Request) -> float:
+        draw = Random(seed << 32 ^ request.request_id).gauss(-deviation * deviation / 2, deviation)
+        return request.output_tokens * math.exp(draw)
+
+    return expected

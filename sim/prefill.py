@@ -10,6 +10,7 @@ from sim.job import Job
 from sim.limits import PrefillLimits
 from sim.plant import Step
 from sim.prefill_queue import PrefillQueue
+from sim.views import Views, prompts
 from voltana.state import LoadSnapshot, Phase
 
 
@@ -35,7 +36,7 @@ class PrefillInstance(Instance):
         queue, now = self._queue, self.env.now
         return LoadSnapshot(
             time_s=now,
-            clock_mhz=self.actuator.commanded_mhz,
+            clock_mhz=self.actuator.commanded.clock_mhz,
             batch_size=len(queue.batch),
             batch_tokens=queue.batch_tokens,
             queued=len(queue),
@@ -44,16 +45,23 @@ class PrefillInstance(Instance):
             idle_s=self.idle_s,
             arrived_requests=self.arrived_requests,
             arrived_tokens=self.arrived_tokens,
+            iterations=self.iterations,
+            busy_s=self.busy_s,
         )
+
+    def requests(self) -> tuple[Views, Views]:
+        """As the base class says."""
+        running, waiting = self._queue.jobs()
+        return prompts(running, self.env.now), prompts(waiting, self.env.now)
 
     def form_batch(self) -> bool:
         """Take a batch from the queue."""
         return self._queue.form_batch(self.env.now)
 
-    def step(self) -> Step:
-        """Cost of the batch at the present clock."""
+    def what_if(self, clock_mhz: int) -> Step:
+        """Cost of the batch at a clock."""
         queue = self._queue
-        return self.plant.prefill(len(queue.batch), queue.batch_tokens, queue.batch_pairs, self.clock_mhz)
+        return self.plant.prefill(len(queue.batch), queue.batch_tokens, queue.batch_pairs, clock_mhz, self.limit_w)
 
     def complete(self) -> None:
         """Hand on the requests whose prompts are computed, first token made."""

@@ -47,6 +47,10 @@ class PrefillQueue:
         """Longest time since arrival in the batch, which is that of its first; 0 without one."""
         return now_s - self.batch[0].job.request.arrival_s if self.batch else 0.0
 
+    def jobs(self) -> tuple[list[Job], list[Job]]:
+        """Requests of the batch, and those behind it; one that is cut is in the batch."""
+        return [part.job for part in self.batch], list(self._jobs)[self._cut :]
+
     def form_batch(self, now_s: float) -> bool:
         """Take from the head of the queue what the limits allow; False if there is nothing."""
         limits = self._limits

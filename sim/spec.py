@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 
 from sim.job import Job
 from sim.limits import Actuation, DecodeLimits, LinkSpec, PrefillLimits
 from sim.plant import Plant
+from sim.sensor import SensorSpec
+from sim.truth import Knows, Truth
+from traces import Request
 from voltana.state import FrequencyController, RequestInfo, Router
 
 
@@ -30,6 +34,40 @@ class ClusterSpec:
     decode_router: Router
     noise: Callable[[str], Callable[[], float] | None] = lambda _: None
     """For the name of an instance, what draws the factors on its latencies."""
+    sensor: SensorSpec = field(default=SensorSpec(period_s=0.1, window_s=0.1, error=0.0))
+    expected_tokens: Callable[[Request], float] = lambda request: request.output_tokens
+    """What a length predictor tells of a request."""
+    drift: Drift | None = None
+
+    @property
+    def controllers(self) -> Sequence[FrequencyController]:
+        """Of all instances, prefill first."""
+        return [*self.prefill_controllers, *self.decode_controllers]
+
+    @cached_property
+    def predicts_lengths(self) -> bool:
+        """Whether any controller looks at requests one by one."""
+        return any(getattr(controller, "reads_requests", False) for controller in self.controllers)
+
+    @property
+    def senses_power(self) -> bool:
+        """Whether any controller reads the power sensors."""
+        return any(getattr(controller, "reads_power", False) for controller in self.controllers)
+
+
+@dataclass(frozen=True)
+class Drift:
+    """The GPUs turn into others in the middle of a run."""
+
+    at_s: float
+    plant: Plant
+
+
+def bind_truth(controller: object, instance: Knows) -> None:
+    """Give an oracle its instance; no other controller has a `truth`."""
+    truth = getattr(controller, "truth", None)
+    if isinstance(truth, Truth):
+        truth.bind(instance)
 
 
 def info(job: Job) -> RequestInfo:

@@ -2,14 +2,17 @@
 
 A policy asks for what it needs by the names of its constructor's positional parameters. A world offers
 
-    phase        "prefill" or "decode"; of the instance (controllers)
-    slo          the latency objectives
-    clocks_mhz   clocks the GPU supports, ascending
-    predictor    the fitted EcoPred
-    seed         an integer of its own
+    phase                "prefill" or "decode"; of the instance (controllers)
+    slo                  the latency objectives
+    clocks_mhz           clocks the GPU supports, ascending
+    predictor            the fitted EcoPred
+    kv_capacity_tokens   KV tokens that a decode instance holds
+    power_limits_w       lowest and highest power cap that a GPU takes
+    seed                 an integer of its own
 
-and nothing else, so a policy cannot come to depend on a world. Its other parameters are keyword-only and come from its
-YAML file.
+and nothing else, so a policy cannot come to depend on a world. Only oracles ask for `truth`, what the batch about to
+run would really cost; the simulator offers it, a live world cannot. A policy's other parameters are keyword-only and
+come from its YAML file.
 """
 
 from __future__ import annotations
@@ -20,8 +23,6 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from voltana.errors import UserError
-
-OFFERED = ("phase", "slo", "clocks_mhz", "predictor", "seed")
 
 
 def build_policy(key: str, config: Mapping[str, Any], offers: Mapping[str, Callable[[], Any]]) -> Any:
@@ -40,7 +41,10 @@ def build_policy(key: str, config: Mapping[str, Any], offers: Mapping[str, Calla
     signature = inspect.signature(target).parameters.values()
     asked = [p.name for p in signature if p.kind is p.POSITIONAL_OR_KEYWORD and p.default is p.empty]
     allowed = {p.name: p.default is p.empty for p in signature if p.kind is p.KEYWORD_ONLY}
-    _check_names(key, target, asked, allowed, parameters)
+    strange = [name for name in asked if name not in offers]
+    if strange:
+        raise UserError(f"{key}: {target.__name__} asks for {', '.join(strange)}, offered: {', '.join(offers)}")
+    _check_names(key, target, allowed, parameters)
     try:
         return target(*(offers[name]() for name in asked), **parameters)
     except UserError as error:
@@ -62,12 +66,7 @@ def _locate(key: str, path: object) -> Callable[..., Any]:
     return found
 
 
-def _check_names(
-    key: str, target: Callable[..., Any], asked: list[str], allowed: Mapping[str, bool], given: Mapping[str, Any]
-) -> None:
-    strange = [name for name in asked if name not in OFFERED]
-    if strange:
-        raise UserError(f"{key}: {target.__name__} asks for {', '.join(strange)}, offered: {', '.join(OFFERED)}")
+def _check_names(key: str, target: Callable[..., Any], allowed: Mapping[str, bool], given: Mapping[str, Any]) -> None:
     unknown = [name for name in given if name not in allowed]
     if unknown:
         choice = ", ".join(allowed) or "no parameters"

@@ -3,8 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 from voltana.state import InstanceLoad, LoadSnapshot, RequestInfo, Router
+
+
+class Standing(NamedTuple):
+    """What telemetry tells a router of an instance."""
+
+    clock_mhz: int
+    requests: int
+    """In the batch or queued."""
+    tokens: int
+    """Of those, as in `InstanceLoad`."""
+    arrived_requests: int
+    """Requests that ever reached the instance."""
+    arrived_tokens: int
+    """Prompt tokens that ever reached the instance."""
+
+
+def standing_of(last: LoadSnapshot) -> Standing:
+    """The part of a snapshot that routers need."""
+    return Standing(
+        last.clock_mhz,
+        last.batch_size + last.queued,
+        last.batch_tokens + last.queued_tokens,
+        last.arrived_requests,
+        last.arrived_tokens,
+    )
 
 
 class Dispatcher:
@@ -12,28 +38,34 @@ class Dispatcher:
 
     Args:
         router: the policy.
-        telemetry: for each candidate, what gives its last telemetry.
+        telemetry: for each candidate, what gives its last standing: the same object until there is a newer one.
     """
 
-    def __init__(self, router: Router, telemetry: Sequence[Callable[[], LoadSnapshot]]) -> None:
+    def __init__(self, router: Router, telemetry: Sequence[Callable[[], Standing]]) -> None:
         self._router = router
         self._telemetry = telemetry
         self._sent_requests = [0] * len(telemetry)
         self._sent_tokens = [0] * len(telemetry)
-        self._reads_load = getattr(router, "reads_load", True)
-        self._unread = [InstanceLoad(0, 0, 0)] * len(telemetry)
+        self.reads_load: bool = getattr(router, "reads_load", True)
+        """Whether the router looks at the loads at all."""
+        self._told = [Standing(0, 0, 0, 0, 0)] * len(telemetry)
+        self._loads = [InstanceLoad(0, 0, 0)] * len(telemetry)
 
     def loads(self) -> Sequence[InstanceLoad]:
         """The candidates as the router would see them now."""
-        return [self._load(index, source()) for index, source in enumerate(self._telemetry)]
+        for index, source in enumerate(self._telemetry):
+            told = source()
+            if told is not self._told[index]:
+                self._told[index] = told
+                self._loads[index] = self._load(index)
+        return self._loads
 
-    def _load(self, index: int, last: LoadSnapshot) -> InstanceLoad:
-        on_the_way = self._sent_requests[index] - last.arrived_requests
-        tokens_on_the_way = self._sent_tokens[index] - last.arrived_tokens
+    def _load(self, index: int) -> InstanceLoad:
+        told = self._told[index]
         return InstanceLoad(
-            last.clock_mhz,
-            last.batch_size + last.queued + on_the_way,
-            last.batch_tokens + last.queued_tokens + tokens_on_the_way,
+            told.clock_mhz,
+            told.requests + self._sent_requests[index] - told.arrived_requests,
+            told.tokens + self._sent_tokens[index] - told.arrived_tokens,
         )
 
     def dispatch(self, request: RequestInfo) -> int:
@@ -42,9 +74,10 @@ class Dispatcher:
         Raises:
             IndexError: the router answered with a candidate that does not exist.
         """
-        chosen = self._router.route(request, self.loads() if self._reads_load else self._unread)
+        chosen = self._router.route(request, self.loads() if self.reads_load else self._loads)
         if not 0 <= chosen < len(self._telemetry):
             raise IndexError(f"{type(self._router).__name__} chose {chosen} of {len(self._telemetry)} instances")
         self._sent_requests[chosen] += 1
         self._sent_tokens[chosen] += request.prompt_tokens
+        self._loads[chosen] = self._load(chosen)
         return chosen

@@ -1,47 +1,60 @@
-"""Clock commands in the event-skipping engine; the counterpart of `sim.actuator`."""
+"""Commands to GPUs in the event-skipping engine; the counterpart of `sim.actuator`."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from sim.fast.events import Events, Turns
 from sim.fast.instance import FastInstance
-from sim.limits import Actuation, check_clock
+from sim.limits import Actuation, Setting, Settings
+from voltana.state import Decision
 
 
 class FastActuator:
-    """Drives the clock of one instance: the newest command wins, calls on one host run one after another."""
+    """Drives the GPUs of one instance: the newest command wins, calls on one host run one after another."""
 
     def __init__(
-        self, events: Events, host: Turns, delays: Actuation, gpus: int, supported: Sequence[int], target: FastInstance
+        self, events: Events, host: Turns, delays: Actuation, gpus: int, settings: Settings, target: FastInstance
     ) -> None:
         self._events = events
         self._host = host
-        self._block_s = delays.block_s * gpus
-        self._settle_s = delays.settle_s
-        self._supported = frozenset(supported)
+        self._delays = delays
+        self._gpus = gpus
+        self._settings = settings
         self._target = target
         self._driving = False
-        self._driven_mhz: int | None = None
+        self._driven = Setting(0)
         self.changes = 0
 
-    def command(self, clock_mhz: int) -> None:
-        """Ask for a clock that is not the one commanded last."""
-        check_clock(clock_mhz, self._supported)
-        self._target.commanded_mhz = clock_mhz
-        self.changes += 1
+    def start_at(self, decision: Decision) -> Setting:
+        """Set the GPUs before the run, at no cost."""
+        self._driven = self._target.commanded = self._settings.of(decision)
+        return self._driven
+
+    def command(self, decision: Decision) -> None:
+        """Ask for a setting that is not the one commanded last."""
+        asked = self._settings.of(decision)
+        self.changes += asked.clock_mhz != self._target.commanded.clock_mhz
+        self._target.commanded = asked
         if not self._driving:
             self._driving = True
             self._host.take(self._call)
 
+    def act_at_once(self, decision: Decision) -> None:
+        """The same without any delay, for a controller that acts so."""
+        asked = self._settings.of(decision)
+        self.changes += asked.clock_mhz != self._target.commanded.clock_mhz
+        self._target.commanded = self._driven = asked
+        self._target.put_in_force(asked)
+
     def _call(self) -> None:
-        clock = self._target.commanded_mhz
+        setting = self._target.commanded
 
         def returned() -> None:
-            self._events.at(self._events.now + self._settle_s, lambda: self._target.set_clock(clock))
-            self._driving = self._target.commanded_mhz != clock
+            self._driven = setting
+            self._events.at(self._events.now + self._delays.settle_s, lambda: self._target.apply(setting))
+            self._driving = self._target.commanded != setting
             self._host.give_back()
             if self._driving:
                 self._host.take(self._call)
 
-        self._events.at(self._events.now + self._block_s, returned)
+        call_s = self._delays.call_s(self._gpus, self._driven, setting)
+        self._events.at(self._events.now + call_s, returned)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 
 from sim.fast.actuator import FastActuator
@@ -12,13 +12,16 @@ from sim.fast.instance import FastInstance
 from sim.fast.prefill import FastPrefill
 from sim.flow import RequestFlow
 from sim.job import Job, instance_name
+from sim.limits import Settings
 from sim.meter import Meter
+from sim.plant import Plant
 from sim.recorder import Recorder
-from sim.spec import ClusterSpec
+from sim.sensor import PowerSensors
+from sim.spec import ClusterSpec, bind_truth
 from traces import Request
 from voltana.dispatch import Dispatcher
 from voltana.record import InstanceRow
-from voltana.state import FrequencyController, Phase
+from voltana.state import FrequencyController, Phase, Router
 
 
 class FastCluster(RequestFlow):
@@ -58,10 +61,11 @@ class FastCluster(RequestFlow):
             )
             for i, controller in enumerate(spec.decode_controllers)
         ]
-        for index, instance in enumerate(self.instances):
-            self._connect(index, instance)
-        self._to_prefill = Dispatcher(spec.prefill_router, [i.telemetry for i in self._prefill])
-        self._to_decode = Dispatcher(spec.decode_router, [i.telemetry for i in self._decode])
+        self._sensors = PowerSensors(spec.sensor, [i.meter.name for i in self.instances])
+        for index, (instance, controller) in enumerate(zip(self.instances, spec.controllers, strict=True)):
+            self._connect(index, instance, controller)
+        self._to_prefill = self._dispatcher(spec.prefill_router, self._prefill)
+        self._to_decode = self._dispatcher(spec.decode_router, self._decode)
 
     @property
     def instances(self) -> list[FastInstance]:
@@ -89,13 +93,51 @@ class FastCluster(RequestFlow):
         name, spec = instance_name(phase, index), self._spec
         return self._events, spec.plant, Meter(name, phase, self._write_row), controller, spec.noise(name)
 
-    def _connect(self, index: int, instance: FastInstance) -> None:
-        """Give an instance its actuator, on the host of its GPUs."""
+    def _dispatcher(self, router: Router, instances: Sequence[FastInstance]) -> Dispatcher:
+        dispatcher = Dispatcher(router, [i.standing for i in instances])
+        for instance in instances:
+            instance.publishes = dispatcher.reads_load
+        return dispatcher
+
+    def _connect(self, index: int, instance: FastInstance, controller: FrequencyController) -> None:
+        """Give an instance its actuator, on the host of its GPUs, and its sensor."""
         gpu, tp = self._spec.plant.gpu, self._spec.plant.model.tp
         host = self._hosts.setdefault(index * tp // self._spec.gpus_per_host, Turns(1))
-        actuator = FastActuator(self._events, host, self._spec.actuation, tp, gpu.clocks(), instance)
-        instance.command = actuator.command
+        actuator = FastActuator(self._events, host, self._spec.actuation, tp, Settings(gpu), instance)
+        instance.start_at = actuator.start_at
+        instance.command = actuator.act_at_once if getattr(controller, "acts_at_once", False) else actuator.command
+        instance.sensors, instance.index = self._sensors, index
+        bind_truth(controller, instance)
         self._actuators.append(actuator)
+
+    def _start(self) -> None:
+        """The cluster starts with the first request."""
+        self._started = True
+        for instance in self.instances:
+            instance.start()
+        if self._spec.senses_power:
+            self._sense()
+        drift = self._spec.drift
+        if drift is not None:
+            self._events.at(max(drift.at_s, self._events.now), partial(self._drift, drift.plant))
+
+    def _sense(self) -> None:
+        """A period of the power sensors begins."""
+        sensor, now = self._spec.sensor, self._events.now
+
+        def publish() -> None:
+            self._sensors.publish(self._energies())
+            self._sense()
+
+        self._events.at(now + sensor.period_s - sensor.window_s, lambda: self._sensors.open_window(self._energies()))
+        self._events.at(now + sensor.period_s, publish)
+
+    def _energies(self) -> list[float]:
+        return [instance.energy_j for instance in self.instances]
+
+    def _drift(self, plant: Plant) -> None:
+        for instance in self.instances:
+            instance.become(plant)
 
     def _schedule_arrival(self) -> None:
         self._next = next(self._requests, None)
@@ -104,11 +146,9 @@ class FastCluster(RequestFlow):
         self._finish_if_done()
 
     def _arrivals(self) -> None:
-        """All requests of this instant come in and go to prefill instances; the cluster starts with the first."""
+        """All requests of this instant come in and go to prefill instances."""
         if not self._started:
-            self._started = True
-            for instance in self.instances:
-                instance.start()
+            self._start()
         request = self._next
         while request is not None and request.arrival_s <= self._events.now:
             self._progress(request.arrival_s)

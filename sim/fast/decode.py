@@ -18,6 +18,9 @@ from typing import Any, NamedTuple
 from sim.fast.instance import FastInstance
 from sim.job import Job
 from sim.limits import DecodeLimits
+from sim.plant import Step
+from sim.views import Views, answers
+from voltana.dispatch import Standing
 from voltana.state import Decision, LoadSnapshot, Phase
 
 
@@ -124,6 +127,8 @@ class FastDecode(FastInstance):
         self._run: Run
         self._planned = 0
         self._left = 1.0
+        self._told_at = 0
+        self._told_until_s = -math.inf
         self.retractions = 0
 
     def submit(self, job: Job) -> None:
@@ -139,28 +144,61 @@ class FastDecode(FastInstance):
 
     def load(self, idle_s: float = 0.0) -> LoadSnapshot:
         """Telemetry at a boundary."""
-        return self._snapshot(self.commanded_mhz, self._kv_tokens, idle_s)
-
-    def telemetry(self) -> LoadSnapshot:
-        """As the base class says."""
-        n = 0 if self._idle else self._run.complete(self.events.now - self._run.start_s)
-        if not n:
-            return self._snapshot(self._told_mhz, self._kv_tokens, 0.0)
-        return self._snapshot(self.commanded_mhz, self._kv_tokens + n * self._batch, 0.0)
-
-    def _snapshot(self, clock_mhz: int, kv_tokens: int, idle_s: float) -> LoadSnapshot:
         return LoadSnapshot(
             self.events.now,
-            clock_mhz,
+            self.commanded.clock_mhz,
             self._batch,
-            kv_tokens,
+            self._kv_tokens,
             len(self._waiting),
             self._waiting_tokens,
             0.0,
             idle_s,
             self.arrived_requests,
             self.arrived_tokens,
+            self._iteration,
+            self._busy_s,
         )
+
+    def _stand(self) -> Standing:
+        self._told_at = self._iteration
+        self._told_until_s = -math.inf
+        return Standing(
+            self.commanded.clock_mhz,
+            self._batch + len(self._waiting),
+            self._kv_tokens + self._waiting_tokens,
+            self.arrived_requests,
+            self.arrived_tokens,
+        )
+
+    def standing(self) -> Standing:
+        """As the base class says: every iteration of a run tells anew, its tokens grown, the last command known."""
+        now = self.events.now
+        if self._idle or now < self._told_until_s:
+            return self._told
+        run = self._run
+        n = run.complete(now - run.start_s)
+        self._told_until_s = run.start_s + run.elapsed_s(n + 1)
+        grown = self._iteration + n - self._told_at
+        if grown:
+            told = self._told
+            self._told_at += grown
+            self._told = told._replace(clock_mhz=self.commanded.clock_mhz, tokens=told.tokens + grown * self._batch)
+        return self._told
+
+    def what_if(self, clock_mhz: int) -> Step:
+        """As the base class says."""
+        return self.plant.decode(self._batch, self._kv_tokens, clock_mhz, self.limit_w)
+
+    def requests(self) -> tuple[Views, Views]:
+        """As the base class says."""
+        now = self.events.now
+        running = ((member.job, self._iteration - member.joined) for member in self._members.values())
+        return answers(running, now), answers(((job, 0) for job in self._waiting), now)
+
+    @property
+    def energy_j(self) -> float:
+        """As the base class says."""
+        return self.meter.totals.energy_j + (self._idle_j() if self._idle else self._spent()[2])
 
     def _queued(self) -> int:
         return len(self._waiting)
@@ -227,7 +265,7 @@ class FastDecode(FastInstance):
 
     def _resume_work(self) -> None:
         now, batch, kv_tokens = self.events.now, self._batch, self._kv_tokens
-        t0, t1, e0, e1, valid = self.plant.decode_line(batch, self.clock_mhz, kv_tokens)
+        t0, t1, e0, e1, valid = self.plant.decode_line(batch, self.clock_mhz, kv_tokens, self.limit_w)
         if valid < kv_tokens + self._planned * batch:
             self._planned = min(self._planned, math.ceil((valid - kv_tokens) / batch))
         seconds, joules = (t0 + t1 * kv_tokens) * self._stretch, (e0 + e1 * kv_tokens) * self._stretch
@@ -243,16 +281,24 @@ class FastDecode(FastInstance):
             self._end_at(run.start_s + run.elapsed_s(following))
 
     def _meter_work(self) -> None:
-        run, now = self._run, self.events.now
-        n = min(run.complete(now - run.start_s), self._planned - 1)
-        share = (now - run.start_s - run.elapsed_s(n)) / (run.a + run.b * n)
-        self.meter.add(run.energy_j(n) + share * (run.ea + run.eb * n))
-        self._metered_s = now
+        run = self._run
+        n, share, energy_j = self._spent()
+        self.meter.add(energy_j)
+        self._metered_s = self.events.now
+        if self.publishes:
+            self.standing()
+            self._told_until_s = -math.inf
         if n:
-            self._told_mhz = self.commanded_mhz
             self._advance(n, run.start_s + run.elapsed_s(n))
             self._planned -= n
         self._left = (1.0 if n else run.left) - share
+
+    def _spent(self) -> tuple[int, float, float]:
+        """Of the run up to this instant: iterations that ended, the share of the next, joules."""
+        run, now = self._run, self.events.now
+        n = min(run.complete(now - run.start_s), self._planned - 1)
+        share = (now - run.start_s - run.elapsed_s(n)) / (run.a + run.b * n)
+        return n, share, run.energy_j(n) + share * (run.ea + run.eb * n)
 
     def _work_ends(self) -> None:
         self._end = None
@@ -286,6 +332,7 @@ class FastDecode(FastInstance):
             within += batch * run.gaps_within(slo, n)
         self._gaps(n * batch, within)
         self._longest.add(self._iteration, gap)
+        self._busy_s += end_s - self._gap_from_s
         self._gap_from_s = end_s
         self._iteration += n
         self._kv_tokens += n * batch

@@ -7,19 +7,28 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 
 from sim.fast.events import Event, Events
+from sim.limits import Setting
 from sim.meter import Meter
-from sim.plant import Plant
-from voltana.state import Decision, FrequencyController, LoadSnapshot, Phase
+from sim.plant import Plant, Step
+from sim.sensor import PowerSensors
+from sim.views import View
+from voltana.dispatch import Standing
+from voltana.state import Decision, FrequencyController, LoadSnapshot, Phase, RequestView
 
 
 class FastInstance(ABC):
     """One model instance.
 
-    `command` passes a clock to its actuator; whoever builds the instance sets it.
+    Whoever builds the instance sets `start_at` and `command`, which pass decisions to its actuator; `sensors`, if
+    its controller reads power, and `index`, its place among them; and `publishes`, if a router reads its standing.
     """
 
     phase: Phase
-    command: Callable[[int], None]
+    start_at: Callable[[Decision], Setting]
+    command: Callable[[Decision], None]
+    sensors: PowerSensors
+    index: int
+    publishes = True
 
     def __init__(
         self,
@@ -33,13 +42,17 @@ class FastInstance(ABC):
         self.plant = plant
         self.meter = meter
         self.clock_mhz = 0
-        self.commanded_mhz = 0
+        self.limit_w: float | None = None
+        self.commanded = Setting(0)
         self.arrived_requests = 0
         self.arrived_tokens = 0
         self._decide = controller.decide
         self._asks = getattr(controller, "reads_load", True)
+        self._view = View(controller)
         self._decision: Decision
-        self._told_mhz = 0
+        self._told: Standing
+        self._iterations = 0
+        self._busy_s = 0.0
         self._noise = noise
         self._stretch = 1.0
         self._idle = False
@@ -54,8 +67,21 @@ class FastInstance(ABC):
         """Telemetry at a boundary between iterations, or `idle_s` after the last iteration."""
 
     @abstractmethod
-    def telemetry(self) -> LoadSnapshot:
-        """What was published at the last boundary before this instant, but for what the queue has got since."""
+    def standing(self) -> Standing:
+        """What routers were told at the last boundary before this instant."""
+
+    @abstractmethod
+    def what_if(self, clock_mhz: int) -> Step:
+        """The iteration about to run, at a clock."""
+
+    @abstractmethod
+    def requests(self) -> tuple[tuple[RequestView, ...], tuple[RequestView, ...]]:
+        """The requests of the batch and those behind it, one by one."""
+
+    @property
+    @abstractmethod
+    def energy_j(self) -> float:
+        """Energy used up to this instant."""
 
     @abstractmethod
     def _queued(self) -> int:
@@ -84,7 +110,8 @@ class FastInstance(ABC):
     def start(self) -> None:
         """Begin at the clock the controller wants before any load."""
         self._decision = self._decide(self.load(math.inf))
-        self.clock_mhz = self.commanded_mhz = self._told_mhz = self._decision.clock_mhz
+        self.put_in_force(self.start_at(self._decision))
+        self._publish()
         self._metered_s = self.events.now
         self._idle = True
         self._enter_idle()
@@ -97,16 +124,43 @@ class FastInstance(ABC):
             self._meter_work()
         self.meter.flush(self.events.now)
 
-    def set_clock(self, clock_mhz: int) -> None:
-        """A clock comes into force."""
+    def apply(self, setting: Setting) -> None:
+        """A setting comes into force."""
+        self._change(lambda: self.put_in_force(setting))
+
+    def become(self, plant: Plant) -> None:
+        """The GPUs turn into others, in the middle of what they do."""
+
+        def replace() -> None:
+            self.plant = plant
+
+        self._change(replace)
+
+    def _change(self, change: Callable[[], None]) -> None:
+        """Let something change what work costs from now on."""
         if self._idle:
             self._meter_idle()
-            self.clock_mhz = clock_mhz
+            change()
             self._enter_idle()
         else:
             self._meter_work()
-            self.clock_mhz = clock_mhz
+            change()
             self._resume_work()
+
+    def put_in_force(self, setting: Setting) -> None:
+        """The same where nothing is under way."""
+        self.clock_mhz = setting.clock_mhz
+        cap = setting.power_cap_w
+        self.limit_w = None if cap is None else cap * self.plant.model.tp
+
+    def _publish(self) -> None:
+        """Tell routers how the instance stands."""
+        if self.publishes:
+            self._told = self._stand()
+
+    @abstractmethod
+    def _stand(self) -> Standing:
+        """How the instance stands at this boundary."""
 
     def _wake(self) -> None:
         """Work came to an idle instance; it starts when everything else of this instant has happened."""
@@ -126,23 +180,26 @@ class FastInstance(ABC):
     def _boundary(self) -> None:
         """Between two iterations: start the next, or idle."""
         if self._form_batch():
-            self._told_mhz = self.commanded_mhz
+            if self.publishes:
+                self._told = self._stand()
             if self._asks:
                 self._ask(self.load())
             if self._noise is not None:
                 self._stretch = self._noise()
             self._start_work(self._decision)
             return
-        self._told_mhz = self.commanded_mhz
+        self._publish()
         self._idle = True
         self._idle_since_s = self.events.now
         self._question_idleness(0.0)
         self._enter_idle()
 
     def _ask(self, load: LoadSnapshot) -> None:
+        if self._view.wanted:
+            load = self._view.complete(load, self)
         self._decision = decision = self._decide(load)
-        if decision.clock_mhz != self.commanded_mhz:
-            self.command(decision.clock_mhz)
+        if (decision.clock_mhz, decision.power_cap_w) != self.commanded:
+            self.command(decision)
 
     def _question_idleness(self, asked_s: float) -> None:
         """Plan the question that the controller wished for, once idle for longer than when last asked."""
@@ -153,7 +210,7 @@ class FastInstance(ABC):
     def _ask_idle(self) -> None:
         idle = self.events.now - self._idle_since_s
         self._meter_idle()
-        self._told_mhz = self.commanded_mhz
+        self._publish()
         self._ask(self.load(idle))
         self._enter_idle()
         self._question_idleness(idle)
@@ -163,8 +220,12 @@ class FastInstance(ABC):
 
     def _meter_idle(self) -> None:
         now = self.events.now
-        self.meter.add(self.plant.idle_power_w(self.clock_mhz) * (now - self._metered_s))
+        self.meter.add(self._idle_j())
         self._metered_s = now
+
+    def _idle_j(self) -> float:
+        """Energy since the meter was last up to date, while idle."""
+        return self.plant.idle_power_w(self.clock_mhz) * (self.events.now - self._metered_s)
 
     def _end_at(self, time_s: float) -> None:
         """The work now going on ends at this time, not at any given before."""

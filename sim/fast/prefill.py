@@ -10,6 +10,8 @@ from sim.job import Job
 from sim.limits import PrefillLimits
 from sim.plant import Step
 from sim.prefill_queue import PrefillQueue
+from sim.views import Views, prompts
+from voltana.dispatch import Standing
 from voltana.state import Decision, LoadSnapshot, Phase
 
 
@@ -25,6 +27,7 @@ class FastPrefill(FastInstance):
         self._left = 1.0
         self._step: Step
         self._duration_s = 0.0
+        self._started_s = 0.0
 
     def submit(self, job: Job) -> None:
         """Take a request."""
@@ -39,7 +42,7 @@ class FastPrefill(FastInstance):
         queue, now = self._queue, self.events.now
         return LoadSnapshot(
             now,
-            self.commanded_mhz,
+            self.commanded.clock_mhz,
             len(queue.batch),
             queue.batch_tokens,
             len(queue),
@@ -48,11 +51,39 @@ class FastPrefill(FastInstance):
             idle_s,
             self.arrived_requests,
             self.arrived_tokens,
+            self._iterations,
+            self._busy_s,
         )
 
-    def telemetry(self) -> LoadSnapshot:
+    def _stand(self) -> Standing:
+        queue = self._queue
+        return Standing(
+            self.commanded.clock_mhz,
+            len(queue.batch) + len(queue),
+            queue.batch_tokens + queue.tokens,
+            self.arrived_requests,
+            self.arrived_tokens,
+        )
+
+    def standing(self) -> Standing:
         """As the base class says."""
-        return self.load()._replace(clock_mhz=self._told_mhz)
+        return self._told
+
+    def what_if(self, clock_mhz: int) -> Step:
+        """As the base class says."""
+        queue = self._queue
+        return self.plant.prefill(len(queue.batch), queue.batch_tokens, queue.batch_pairs, clock_mhz, self.limit_w)
+
+    def requests(self) -> tuple[Views, Views]:
+        """As the base class says."""
+        running, waiting = self._queue.jobs()
+        return prompts(running, self.events.now), prompts(waiting, self.events.now)
+
+    @property
+    def energy_j(self) -> float:
+        """As the base class says."""
+        since_s = self.events.now - self._metered_s
+        return self.meter.totals.energy_j + (self._idle_j() if self._idle else self._step.power_w * since_s)
 
     def _queued(self) -> int:
         return len(self._queue)
@@ -62,11 +93,12 @@ class FastPrefill(FastInstance):
 
     def _start_work(self, decision: Decision) -> None:
         self._left = 1.0
+        self._started_s = self.events.now
         self._resume_work()
 
     def _resume_work(self) -> None:
         queue, now = self._queue, self.events.now
-        self._step = self.plant.prefill(len(queue.batch), queue.batch_tokens, queue.batch_pairs, self.clock_mhz)
+        self._step = self.what_if(self.clock_mhz)
         self._duration_s = self._step.duration_s * self._stretch
         self.meter.enter(now, self.clock_mhz, len(queue.batch), queue.batch_tokens, len(queue))
         self._end_at(now + self._left * self._duration_s)
@@ -83,6 +115,8 @@ class FastPrefill(FastInstance):
         now = self.events.now
         self.meter.spend(self._step.power_w, now - self._metered_s)
         self._metered_s = now
+        self._iterations += 1
+        self._busy_s += now - self._started_s
         for job in self._queue.complete_batch():
             job.first_token(now)
             self._finished(job)

@@ -39,6 +39,8 @@ class GpuSpec:
     memory_gib: float
     power_limit_w: float
     """Above it the GPU lowers its own clock."""
+    power_limit_min_w: float
+    """The lowest limit it can be set to."""
     base_w: float
     """Draw that no clock changes: leakage, memory refresh, board."""
     idle_w: float
@@ -139,6 +141,7 @@ class GpuSpec:
 _POSITIVE = [
     "memory_gib",
     "power_limit_w",
+    "power_limit_min_w",
     "base_w",
     "flops_per_cycle",
     "dram_bytes_per_s",

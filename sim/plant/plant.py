@@ -74,7 +74,7 @@ class Plant:
         self._decode_bases: dict[tuple[int, bool, float], tuple[Operators, Work, Work, float]] = {}
         self._prefill_lines: dict[tuple[int, int, float], _PrefillLine] = {}
         self._free: dict[tuple[int, float], tuple[Piece, ...]] = {}
-        self._pieces: dict[tuple[int, float], LimitedPieces] = {}
+        self._pieces: dict[tuple[int, float, float | None], LimitedPieces] = {}
 
     def _capacity(self) -> int:
         memory = self.engine.mem_fraction * self.gpu.memory_gib * 2**30 * self.model.tp
@@ -98,11 +98,14 @@ class Plant:
 
     # Prefill
 
-    def prefill(self, requests: int, tokens: int, token_pairs: float, clock_mhz: float) -> Step:
+    def prefill(
+        self, requests: int, tokens: int, token_pairs: float, clock_mhz: float, limit_w: float | None = None
+    ) -> Step:
         """One prefill iteration.
 
         `tokens` are the new prompt tokens of the batch. `token_pairs` are its causal attention pairs: n (n + 1) / 2 for
-        a whole prompt of n tokens, chunk * context + chunk (chunk + 1) / 2 for a chunk behind a context.
+        a whole prompt of n tokens, chunk * context + chunk (chunk + 1) / 2 for a chunk behind a context. `limit_w`
+        is the power limit of the whole group; None: the GPU's own.
         """
         rows = -(-tokens // 16) * 16 if tokens > 64 else tokens
         heads = -(-requests // 64) * 64
@@ -111,7 +114,9 @@ class Plant:
             line = self._prefill_lines.get((rows, heads, clock)) or self._prefill_line(rows, heads, clock)
             return line.run(token_pairs)
 
-        seconds, joules, clock = under_limit(run, self._clocks, clock_mhz, self._limit_w, self._last_clock)
+        seconds, joules, clock = under_limit(
+            run, self._clocks, clock_mhz, self._limit_w if limit_w is None else limit_w, self._last_clock
+        )
         self._last_clock = clock
         return Step(seconds, joules / seconds, clock)
 
@@ -138,35 +143,38 @@ class Plant:
 
     # Decode
 
-    def decode(self, batch_size: int, kv_tokens: int, clock_mhz: float) -> Step:
+    def decode(self, batch_size: int, kv_tokens: int, clock_mhz: float, limit_w: float | None = None) -> Step:
         """One decode iteration of `batch_size` requests that together hold `kv_tokens` KV tokens."""
-        key = (batch_size, clock_mhz)
+        key = (batch_size, clock_mhz, limit_w)
         pieces = self._pieces.get(key) or self._decode_pieces(key)
         _, _, t0, t1, e0, e1, clock0, clock1 = pieces.at(kv_tokens)
         seconds = t0 + t1 * kv_tokens
         return Step(seconds, (e0 + e1 * kv_tokens) / seconds, clock0 + clock1 * kv_tokens)
 
-    def decode_line(self, batch_size: int, clock_mhz: float, kv_tokens: float = 0.0) -> DecodeLine:
+    def decode_line(
+        self, batch_size: int, clock_mhz: float, kv_tokens: float = 0.0, limit_w: float | None = None
+    ) -> DecodeLine:
         """The line on which `decode` lies at `kv_tokens`, and up to which KV tokens it holds.
 
         From `valid_up_to_kv_tokens` on the next line holds: ask again with that number. Pieces end where attention
         changes its form, where a launch-bound block becomes GPU-bound, and where the power limit sets in.
         """
-        key = (batch_size, clock_mhz)
+        key = (batch_size, clock_mhz, limit_w)
         piece = (self._pieces.get(key) or self._decode_pieces(key)).at(kv_tokens)
         return DecodeLine(piece.t0, piece.t1, piece.e0, piece.e1, piece.end)
 
-    def _decode_pieces(self, key: tuple[int, float]) -> LimitedPieces:
+    def _decode_pieces(self, key: tuple[int, float, float | None]) -> LimitedPieces:
         """Pieces under the power limit."""
-        batch_size, clock = key
+        batch_size, clock, asked_w = key
+        limit_w = self._limit_w if asked_w is None else asked_w
 
         def solve(kv_tokens: float) -> Point:
             run = partial(self._unlimited, batch_size, kv_tokens)
-            point = under_limit(run, self._clocks, clock, self._limit_w, self._last_decode_clock)
+            point = under_limit(run, self._clocks, clock, limit_w, self._last_decode_clock)
             self._last_decode_clock = point.clock_mhz
             return point
 
-        pieces = self._pieces[key] = LimitedPieces(self._free_pieces(batch_size, clock), self._limit_w, solve)
+        pieces = self._pieces[key] = LimitedPieces(self._free_pieces(batch_size, clock), limit_w, solve)
         return pieces
 
     def _unlimited(self, batch_size: int, kv_tokens: float, clock: float) -> tuple[float, float]:

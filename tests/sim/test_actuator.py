@@ -1,9 +1,15 @@
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
 import simpy
 
 from sim.actuator import Actuator
-from sim.limits import Actuation
+from sim.limits import Actuation, Setting, Settings
+from sim.plant import GpuSpec
+from voltana.state import Decision
 
-CLOCKS = range(210, 1411, 15)
+GPU: Any = SimpleNamespace(clocks=lambda: range(210, 1411, 15), power_limit_min_w=100.0, power_limit_w=400.0)
 
 
 class Bench:
@@ -14,17 +20,25 @@ class Bench:
         self.log: list[tuple[float, int, int]] = []
         host = simpy.Resource(self.env)
         self.actuators = [
-            Actuator(self.env, host, Actuation(block_s, settle_s), gpus, CLOCKS, self._note(i)) for i in range(count)
+            Actuator(
+                self.env, host, Actuation(block_s, settle_s), gpus, Settings(cast(GpuSpec, GPU)), self._note(index)
+            )
+            for index in range(count)
         ]
         for actuator in self.actuators:
-            actuator.start_at(1410)
+            actuator.start_at(Decision(1410))
         self.log.clear()
 
     def _note(self, index: int):  # type: ignore[no-untyped-def]
-        return lambda clock: self.log.append((round(self.env.now, 9), index, clock))
+        def note(setting: Setting) -> None:
+            self.log.append((round(self.env.now, 9), index, setting.clock_mhz))
+            self.cap_w = setting.power_cap_w
 
-    def at(self, time_s: float, clock_mhz: int, index: int = 0) -> None:
-        self.env.timeout(time_s).callbacks.append(lambda _: self.actuators[index].command(clock_mhz))
+        return note
+
+    def at(self, time_s: float, clock_mhz: int, index: int = 0, cap_w: float | None = None) -> None:
+        decision = Decision(clock_mhz, power_cap_w=cap_w)
+        self.env.timeout(time_s).callbacks.append(lambda _: self.actuators[index].command(decision))
 
 
 def test_a_clock_is_in_force_after_the_call_and_the_settling() -> None:
@@ -73,11 +87,36 @@ def test_no_delay_means_the_same_instant() -> None:
     assert bench.log == [(1.0, 0, 1005)]
 
 
-def test_a_clock_the_gpu_lacks_is_refused() -> None:
+def test_a_power_cap_takes_the_same_way() -> None:
     bench = Bench()
-    try:
-        bench.actuators[0].command(1006)
-    except ValueError as error:
-        assert "1006" in str(error)
-    else:
-        raise AssertionError("1006 MHz was accepted")
+    bench.at(1.0, 1410, cap_w=200.0)
+    bench.env.run()
+    assert bench.log == [(1.013, 0, 1410)]
+    assert bench.cap_w == 200.0
+    assert bench.actuators[0].changes == 0, "no change of the clock"
+
+
+def test_clock_and_cap_together_are_two_calls() -> None:
+    bench = Bench()
+    bench.at(1.0, 1005, cap_w=200.0)
+    bench.env.run()
+    assert bench.log == [(1.016, 0, 1005)]
+
+
+def test_at_once_means_without_calls() -> None:
+    bench = Bench()
+    bench.actuators[0].act_at_once(Decision(1005))
+    assert bench.log == [(0.0, 0, 1005)]
+
+
+@pytest.mark.parametrize(
+    ("decision", "message"),
+    [
+        (Decision(1006), "1006 MHz"),
+        (Decision(1410, power_cap_w=99.0), "99.0 W, the GPU takes 100 to 400 W"),
+        (Decision(1410, power_cap_w=401.0), "401.0 W"),
+    ],
+)
+def test_what_the_gpu_cannot_do_is_refused(decision: Decision, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Bench().actuators[0].command(decision)

@@ -71,3 +71,16 @@ def test_noise_spreads_iterations_around_the_same_median(run: Run) -> None:
 def test_slow_actuation_lags(run: Run, slower: str) -> None:
     tight: list[Any] = ["policy=voltana", "slo.ttft_ms=60", "rps=30"]
     assert _ttft(run(*tight, f"actuation={slower}")) > _ttft(run(*tight, "actuation=instant"))
+
+
+def test_a_drift_slows_and_heats_from_its_time_on(run: Run) -> None:
+    steady, drifting = (
+        run("policy=static_max", "rps=10", "drift=slow_and_hot", f"drift.at_s={at}") for at in ("null", 3)
+    )
+    assert _itl(drifting) > _itl(steady)
+    before, after = (
+        (r.instances().query("batch_size == 0 and time_s > 3.5").power_w.min()) for r in (steady, drifting)
+    )
+    assert after == pytest.approx(before + 15)
+    early = [r.instances().query("time_s < 2.5") for r in (steady, drifting)]
+    assert (early[0].power_w.to_numpy() == early[1].power_w.to_numpy()).all()

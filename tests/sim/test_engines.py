@@ -32,6 +32,8 @@ RUNS = st.fixed_dictionaries(
         "serving.decode.kv_tokens": st.sampled_from(["auto", 5000]),
         "serving.decode.max_requests": st.sampled_from([1024, 6]),
         "serving.latency_noise": st.sampled_from([0.0, 0.0, 0.05]),
+        "drift": st.just("slow_and_hot"),
+        "drift.at_s": st.sampled_from(["null", "null", 0.4, 1.5]),
         "seed": st.integers(0, 10_000),
     }
 )

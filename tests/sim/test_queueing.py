@@ -51,20 +51,24 @@ class LinearPlant:
     decode_s: float = 0.0
     kv_s: float = 0.0
     kv_bytes_per_token: ClassVar[int] = 1
-    gpu: ClassVar[Any] = SimpleNamespace(clocks=lambda: CLOCKS)
+    gpu: ClassVar[Any] = SimpleNamespace(clocks=lambda: CLOCKS, power_limit_min_w=100, power_limit_w=400)
     model: ClassVar[Any] = SimpleNamespace(tp=1)
 
     def idle_power_w(self, clock_mhz: float) -> float:
         return IDLE_W
 
-    def prefill(self, requests: int, tokens: int, token_pairs: float, clock_mhz: float) -> Step:
+    def prefill(
+        self, requests: int, tokens: int, token_pairs: float, clock_mhz: float, limit_w: float | None = None
+    ) -> Step:
         return Step(self.prefill_s * tokens * CLOCKS[-1] / clock_mhz, self._power_w(clock_mhz), clock_mhz)
 
-    def decode(self, batch_size: int, kv_tokens: int, clock_mhz: float) -> Step:
+    def decode(self, batch_size: int, kv_tokens: int, clock_mhz: float, limit_w: float | None = None) -> Step:
         seconds = (self.decode_s + self.kv_s * kv_tokens) * CLOCKS[-1] / clock_mhz
         return Step(seconds, self._power_w(clock_mhz), clock_mhz)
 
-    def decode_line(self, batch_size: int, clock_mhz: float, kv_tokens: float = 0.0) -> DecodeLine:
+    def decode_line(
+        self, batch_size: int, clock_mhz: float, kv_tokens: float = 0.0, limit_w: float | None = None
+    ) -> DecodeLine:
         slower, power = CLOCKS[-1] / clock_mhz, self._power_w(clock_mhz)
         t0, t1 = self.decode_s * slower, self.kv_s * slower
         return DecodeLine(t0, t1, t0 * power, t1 * power, math.inf)

@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 
 import conf
 from voltana import checks
-from voltana.build import OFFERED, build_policy
+from voltana.build import build_policy
 from voltana.ecopred import EcoPred
 from voltana.errors import UserError
 from voltana.state import Decision, InstanceLoad, LoadSnapshot, RequestInfo, Slo
@@ -67,6 +67,7 @@ def nothing() -> Any:
     raise AssertionError("must not be asked for")
 
 
+OFFERED = ("phase", "slo", "clocks_mhz", "predictor", "seed")
 NOTHING: Offers = dict.fromkeys(OFFERED, nothing)
 
 

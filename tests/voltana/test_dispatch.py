@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from voltana.dispatch import Dispatcher
+from voltana.dispatch import Dispatcher, Standing, standing_of
 from voltana.routing import RandomRouter, RoundRobin
 from voltana.state import InstanceLoad, LoadSnapshot, RequestInfo, Router
 
@@ -42,8 +42,8 @@ class Board:
     def __init__(self, instances: int) -> None:
         self.last = [NEW] * instances
 
-    def sources(self) -> list[Callable[[], LoadSnapshot]]:
-        return [lambda index=index: self.last[index] for index in range(len(self.last))]
+    def sources(self) -> list[Callable[[], Standing]]:
+        return [lambda index=index: standing_of(self.last[index]) for index in range(len(self.last))]
 
 
 def test_before_it_shows_in_telemetry_a_candidate_has_what_it_was_sent() -> None:
@@ -77,7 +77,7 @@ def test_telemetry_of_one_instance_says_nothing_of_another() -> None:
 
 @pytest.mark.parametrize("router", [RoundRobin(), RandomRouter(1)])
 def test_telemetry_is_not_read_for_a_router_that_ignores_it(router: Router) -> None:
-    def unread() -> LoadSnapshot:
+    def unread() -> Standing:
         raise AssertionError("must not be read")
 
     assert Dispatcher(router, [unread] * 3).dispatch(request(1)) in range(3)

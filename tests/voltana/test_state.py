@@ -5,9 +5,9 @@ from typing import Any, get_args, get_type_hints
 
 import pytest
 
-from voltana.state import Decision, InstanceLoad, LoadSnapshot, RequestInfo, Slo
+from voltana.state import Decision, InstanceLoad, LoadSnapshot, RequestInfo, RequestView, Slo
 
-MESSAGES = [LoadSnapshot, InstanceLoad, RequestInfo, Decision, Slo]
+MESSAGES = [LoadSnapshot, InstanceLoad, RequestInfo, RequestView, Decision, Slo]
 
 
 def numbers(message: Any) -> list[object]:
@@ -29,7 +29,7 @@ def test_immutable(message: Any) -> None:
 @pytest.mark.parametrize("message", MESSAGES)
 def test_holds_nothing_but_numbers(message: Any) -> None:
     for hint in get_type_hints(message).values():
-        assert {*(get_args(hint) or (hint,))} <= {int, float, NoneType}
+        assert {*(get_args(hint) or (hint,))} <= {int, float, NoneType, RequestView, Ellipsis}
 
 
 @pytest.mark.parametrize("message", MESSAGES)
@@ -42,8 +42,9 @@ def test_knows_nothing_of_the_future(message: Any) -> None:
     ("message", "expected"),
     [
         (RequestInfo, {"request_id", "arrival_s", "prompt_tokens"}),
+        (RequestView, {"age_s", "prompt_tokens", "produced_tokens", "expected_tokens"}),
         (InstanceLoad, {"clock_mhz", "requests", "tokens"}),
-        (Decision, {"clock_mhz", "ask_when_idle_s", "holds_below_tokens"}),
+        (Decision, {"clock_mhz", "ask_when_idle_s", "holds_below_tokens", "power_cap_w"}),
     ],
 )
 def test_a_new_field_is_a_decision(message: Any, expected: set[str]) -> None:

@@ -1,0 +1,1 @@
+"""Published frequency controllers that EcoFreq is compared with, one module each."""
