@@ -53,19 +53,20 @@ class Dispatcher:
 
     def loads(self) -> Sequence[InstanceLoad]:
         """The candidates as the router would see them now."""
+        seen = self._told
         for index, source in enumerate(self._telemetry):
             told = source()
-            if told is not self._told[index]:
-                self._told[index] = told
+            if told is not seen[index]:
+                seen[index] = told
                 self._loads[index] = self._load(index)
         return self._loads
 
     def _load(self, index: int) -> InstanceLoad:
-        told = self._told[index]
+        clock_mhz, requests, tokens, arrived_requests, arrived_tokens = self._told[index]
         return InstanceLoad(
-            told.clock_mhz,
-            told.requests + self._sent_requests[index] - told.arrived_requests,
-            told.tokens + self._sent_tokens[index] - told.arrived_tokens,
+            clock_mhz,
+            requests + self._sent_requests[index] - arrived_requests,
+            tokens + self._sent_tokens[index] - arrived_tokens,
         )
 
     def dispatch(self, request: RequestInfo) -> int:

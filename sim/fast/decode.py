@@ -52,14 +52,15 @@ class Run(NamedTuple):
 
     def complete(self, elapsed_s: float) -> int:
         """Iterations that have ended after a time."""
-        if elapsed_s < self.left * self.a:
+        _, left, a, b, _, _ = self
+        if elapsed_s < left * a:
             return 0
-        half = self.a - self.b / 2
-        rest = elapsed_s + (1 - self.left) * self.a
-        n = int(2 * rest / (half + math.sqrt(half * half + 2 * self.b * rest)))
-        while self.elapsed_s(n + 1) <= elapsed_s:
+        half = a - b / 2
+        rest = elapsed_s + (1 - left) * a
+        n = int(2 * rest / (half + math.sqrt(half * half + 2 * b * rest)))
+        while (n + left) * a + b * n * (n + 1) / 2 <= elapsed_s:
             n += 1
-        while n and self.elapsed_s(n) > elapsed_s:
+        while n and (n - 1 + left) * a + b * n * (n - 1) / 2 > elapsed_s:
             n -= 1
         return n
 
@@ -175,14 +176,16 @@ class FastDecode(FastInstance):
         now = self.events.now
         if self._idle or now < self._told_until_s:
             return self._told
-        run = self._run
-        n = run.complete(now - run.start_s)
-        self._told_until_s = run.start_s + run.elapsed_s(n + 1)
+        _, left, a, b, _, _ = run = self._run
+        elapsed_s = now - run.start_s
+        n = run.complete(elapsed_s) if elapsed_s > 0 else 0
+        self._told_until_s = run.start_s + (n + left) * a + b * n * (n + 1) / 2
         grown = self._iteration + n - self._told_at
         if grown:
-            told = self._told
             self._told_at += grown
-            self._told = told._replace(clock_mhz=self.commanded.clock_mhz, tokens=told.tokens + grown * self._batch)
+            _, requests, tokens, arrived_requests, arrived_tokens = self._told
+            tokens += grown * self._batch
+            self._told = Standing(self.commanded.clock_mhz, requests, tokens, arrived_requests, arrived_tokens)
         return self._told
 
     def what_if(self, clock_mhz: int) -> Step:
