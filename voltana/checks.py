@@ -1,5 +1,6 @@
 """Checks at the door of a policy: each raises a UserError that names the parameter, what was found, what is allowed."""
 
+import re
 from collections.abc import Sequence
 from itertools import pairwise
 
@@ -35,11 +36,18 @@ def clock(name: str, value: int, supported_mhz: Sequence[int]) -> int:
     return int(value)
 
 
-def levels(name: str, values: Sequence[int], supported_mhz: Sequence[int]) -> tuple[int, ...]:
-    """Check a list of clocks and return it ascending, each once."""
-    if isinstance(values, str) or not isinstance(values, Sequence) or not values:
-        raise UserError(f"{name}: found {values!r}, allowed: a list of clocks, {describe_clocks(supported_mhz)}")
-    return tuple(sorted({clock(name, value, supported_mhz) for value in values}))
+def levels(name: str, values: Sequence[int] | str, supported_mhz: Sequence[int]) -> tuple[int, ...]:
+    """Check a list of clocks, or a range like "1005..1410" of all the GPU has; return it ascending, each once."""
+    if isinstance(values, str) and (ends := re.fullmatch(r"(\d+)\.\.(\d+)", values)):
+        low, high = (clock(name, int(end), supported_mhz) for end in ends.groups())
+        chosen: Sequence[int] = [c for c in supported_mhz if low <= c <= high]
+    else:
+        chosen = [] if isinstance(values, str) or not isinstance(values, Sequence) else list(values)
+    if not chosen:
+        raise UserError(
+            f"{name}: found {values!r}, allowed: clocks, a list or LOW..HIGH, {describe_clocks(supported_mhz)}"
+        )
+    return tuple(sorted({clock(name, value, supported_mhz) for value in chosen}))
 
 
 def describe_clocks(supported_mhz: Sequence[int]) -> str:

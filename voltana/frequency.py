@@ -49,7 +49,7 @@ class EcoFreq:
     the objective is first scaled by `1 - margin`. The release loosens it instead: its preset has margin -0.35.
 
     Args:
-        levels_mhz: clocks to choose from.
+        levels_mhz: clocks to choose from, a list, or a range like 1005..1410 of all the GPU has.
         margin: share of the objective held back; below 1.
         interval_s: decide at most this often, from the medians of batch size and tokens since the last decision;
             0 decides at every iteration.
@@ -65,7 +65,7 @@ class EcoFreq:
         clocks_mhz: Sequence[int],
         predictor: EcoPred,
         *,
-        levels_mhz: Sequence[int] = (1005, 1410),
+        levels_mhz: Sequence[int] | str = (1005, 1410),
         margin: float = 0.0,
         interval_s: float = 0.0,
         rate_window_s: float = 1.0,

@@ -18,7 +18,16 @@ Values = Callable[..., dict[str, Any]]
 
 RUNS = st.fixed_dictionaries(
     {
-        "policy": st.sampled_from(["static_max", "static_1005", "voltana", "voltana_released"]),
+        "policy": st.sampled_from(
+            [
+                "static_max",
+                "static_1005",
+                "voltana",
+                "voltana_released",
+                "voltana_online",
+                "voltana_next",
+            ]
+        ),
         "model": st.sampled_from(["llama31_8b", "qwen3_32b", "ministral_3b"]),
         "trace": st.sampled_from(["sharegpt", "lmsys", "lognormal"]),
         "arrival": st.sampled_from(["poisson", "gamma"]),

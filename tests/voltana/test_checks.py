@@ -44,3 +44,13 @@ def test_clocks_in_words(supported: tuple[int, ...], words: str) -> None:
     assert checks.describe_clocks(supported) == words
     with pytest.raises(UserError, match=rf"^clock_mhz: found 7, allowed: {words}$"):
         checks.clock("clock_mhz", 7, supported)
+
+
+def test_a_range_of_levels_is_all_the_gpu_has_in_between() -> None:
+    assert checks.levels("levels_mhz", "1005..1050", range(210, 1411, 15)) == (1005, 1020, 1035, 1050)
+
+
+@pytest.mark.parametrize("bad", ["1005..1411", "1410..1005", "1005..", "all"])
+def test_a_range_that_is_none(bad: str) -> None:
+    with pytest.raises(UserError, match="levels_mhz: found "):
+        checks.levels("levels_mhz", bad, range(210, 1411, 15))
