@@ -31,7 +31,7 @@ def _compare(config: DictConfig) -> None:
         notes.append(_write("csv", options["csv"], tables.csv_text(comparison)))
     if options["markdown"] is not None:
         notes.append(_write("markdown", options["markdown"], tables.markdown(comparison, columns)))
-    _print_table(tables.caption(runs), tables.rich_table(comparison, columns), notes)
+    print_table(tables.caption(runs), tables.rich_table(comparison, columns), notes)
 
 
 def _plot(config: DictConfig) -> None:
@@ -40,14 +40,16 @@ def _plot(config: DictConfig) -> None:
 
     options = _options(config)
     kind = options["figure"]
-    if kind not in ("curves", "timeline"):
-        raise UserError(f"figure: found {kind}, allowed: curves, timeline")
+    if kind not in ("curves", "tradeoff", "timeline"):
+        raise UserError(f"figure: found {kind}, allowed: curves, tradeoff, timeline")
     out = figures.output_path(str(options["out"]))
     runs = load_runs(folders_of(options["runs"]), interrupted=kind == "timeline")
     if kind == "timeline":
         figure = figures.timeline(runs, options["window"])
+    elif kind == "tradeoff":
+        figure = figures.tradeoff(runs, str(options["baseline"]))
     else:
-        figure = figures.curves(runs, options["published"])
+        figure = figures.curves(runs, options["published"], str(options["x"]))
     figures.save(figure, out)
     print(f"Wrote {out}")
 
@@ -60,7 +62,8 @@ def _options(config: DictConfig) -> dict[str, Any]:
     return {str(key): value for key, value in options.items()}
 
 
-def _print_table(caption: str, table: Table, notes: list[str]) -> None:
+def print_table(caption: str, table: Table, notes: list[str]) -> None:
+    """Print a table with what all its rows share above and notes below; wide enough for it where nobody looks."""
     from rich.console import Console
 
     console = Console(highlight=False)

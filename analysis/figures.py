@@ -1,19 +1,21 @@
 """Figures of run records.
 
 `curves` is the three-row figure in which policies are published: TTFT attainment, ITL attainment and energy against
-request rate. `timeline` is what every instance of one run did: clock, batch size and power over time.
+request rate, or against whatever else was swept. `tradeoff` sets energy against attainment, a point per policy.
+`timeline` is what every instance of one run did: clock, batch size and power over time.
 """
 
 from __future__ import annotations
 
 import csv
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from analysis import style
-from analysis.runs import Run, RunSet
-from analysis.tables import Estimate, estimate
+from analysis.runs import Run, RunSet, flat_config
+from analysis.tables import Estimate, compare, estimate
 from voltana.errors import UserError
 
 if TYPE_CHECKING:
@@ -25,6 +27,15 @@ if TYPE_CHECKING:
 _FORMATS = {".png": {}, ".pdf": {"CreationDate": None}, ".svg": {"Date": None}}
 _MOST_PANELS = 6
 _FEW_CLOCKS = 2
+RATE = "rps"
+_LABELS = {
+    RATE: "Request rate (1/s)",
+    "slo.scale": "Objectives, relative to the paper's",
+    "cluster.name": "Prefill and decode instances",
+    "arrival.burstiness": "Burstiness of arrivals",
+    "actuation.block_s": "Time a clock call blocks (s)",
+    "drift.name": "GPUs in the middle of the run",
+}
 
 
 class _Row(NamedTuple):
@@ -71,56 +82,87 @@ def save(figure: Figure, path: Path) -> None:
         raise UserError(f"out: {path}: {error.strerror}") from error
 
 
-def curves(runs: RunSet, published: str | None = None) -> Figure:
+def curves(runs: RunSet, published: str | None = None, x: str = RATE) -> Figure:
     """Attainments and energy against request rate: a column per model and trace, a line per policy.
 
     Repetitions give the mean and, as a band, its 95 % confidence interval.
 
     Args:
-        runs: at least one request rate each.
+        runs: all with a value for `x`.
         published: a CSV with columns model, dataset, rps, series, ttft_attainment_pct, itl_attainment_pct, energy_kJ.
+        x: the configuration key on the axis. If it is not the request rate, every rate has a column of its own; words
+            are set side by side.
     """
     from matplotlib.figure import Figure
 
-    panels = _panels(runs)
+    axis_of = _Axis(x, runs)
+    panels = _panels(runs, axis_of)
     points = _read_published(published, list(panels)) if published is not None else []
-    looks = style.lines(sorted({_line_name(run) for run in runs.runs}, key=_usual_order))
+    looks = style.lines(sorted({_line_name(run, axis_of) for run in runs.runs}, key=_usual_order))
     with style.figure_style():
         figure = Figure(figsize=(max(6.4, 1.0 + 2.7 * len(panels)), 6.4), layout="constrained")
         grid = figure.subplots(3, len(panels), sharex="col", squeeze=False)
         for column, (panel, members) in enumerate(panels.items()):
             axes = list(grid[:, column])
             for name, look in looks.items():
-                _draw_line(axes, name, look, [run for run in members if _line_name(run) == name])
+                _draw_line(axes, name, look, [run for run in members if _line_name(run, axis_of) == name], axis_of)
             _draw_published(axes, looks, [point for point in points if _same_panel(point, panel)])
             axes[0].set_title("\n".join(panel) if len(panels) > 1 else ", ".join(panel))
-            axes[-1].set_xlabel("Request rate (1/s)")
+            axes[-1].set_xlabel(axis_of.label)
+            if axis_of.words:
+                axes[-1].set_xticks(range(len(axis_of.words)), axis_of.words)
         for index, row in enumerate(_ROWS):
             _finish_row(list(grid[index]), row)
         _legend(figure, list(grid[0]), bool(points))
     return figure
 
 
-def _panels(runs: RunSet) -> dict[tuple[str, str], list[Run]]:
-    panels: dict[tuple[str, str], list[Run]] = {}
+class _Axis:
+    """The configuration key along the horizontal axis of `curves`."""
+
+    def __init__(self, key: str, runs: RunSet) -> None:
+        self.key = key
+        self.label = _LABELS.get(key, key)
+        found = [flat_config(run.record).get(key) for run in runs.runs]
+        self.words: list[str] = []
+        """The values, if they are not all numbers."""
+        if key != RATE and not all(isinstance(v, int | float) and not isinstance(v, bool) for v in found):
+            self.words = list(dict.fromkeys(str(v) for v in found))
+
+    def at(self, run: Run) -> float:
+        """Where a run stands on it."""
+        value = flat_config(run.record).get(self.key)
+        if self.words:
+            return float(self.words.index(str(value)))
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            what = "a request rate" if self.key == RATE else "a value"
+            raise UserError(
+                f"{run.record.folder}: {self.key}: found {value!r}, allowed: {what} (curves are drawn over it)"
+            )
+        return float(value)
+
+    def panel(self, run: Run) -> tuple[str, ...]:
+        """The column a run belongs to."""
+        rate = run.record.config.get(RATE)
+        others = () if self.key == RATE or not isinstance(rate, int | float) else (f"{rate:g} requests/s",)
+        return run.name("model"), run.name("trace"), *others
+
+
+def _panels(runs: RunSet, axis_of: _Axis) -> dict[tuple[str, ...], list[Run]]:
+    panels: dict[tuple[str, ...], list[Run]] = {}
     for run in runs.runs:
-        _rate(run)
-        panels.setdefault((run.name("model"), run.name("trace")), []).append(run)
+        axis_of.at(run)
+        panels.setdefault(axis_of.panel(run), []).append(run)
     if len(panels) > _MOST_PANELS:
-        raise UserError(f"runs: found {len(panels)} pairs of model and trace, allowed: up to {_MOST_PANELS}")
+        what = "pairs of model and trace" if axis_of.key == RATE else "combinations of model, trace and request rate"
+        raise UserError(f"runs: found {len(panels)} {what}, allowed: up to {_MOST_PANELS}")
     return dict(sorted(panels.items()))
 
 
-def _rate(run: Run) -> float:
-    rate = run.record.config.get("rps")
-    if isinstance(rate, bool) or not isinstance(rate, int | float):
-        raise UserError(f"{run.record.folder}: rps: found {rate!r}, allowed: a request rate (curves are drawn over it)")
-    return float(rate)
-
-
-def _line_name(run: Run) -> str:
+def _line_name(run: Run, axis_of: _Axis) -> str:
     """The policy, and what else differs besides the axes of the figure."""
-    rest = [f"{key}={value}" for key, value in run.setting.items() if key not in ("model", "trace", "rps")]
+    own = {"model", "trace", RATE, axis_of.key.removesuffix(".name")}
+    rest = [f"{key}={value}" for key, value in run.setting.items() if key not in own]
     return " ".join([run.policy, *rest])
 
 
@@ -129,14 +171,14 @@ def _usual_order(name: str) -> tuple[int, str]:
     return (known.index(name) if name in known else len(known), name)
 
 
-def _draw_line(axes: Sequence[Axes], name: str, look: style.Line, runs: Sequence[Run]) -> None:
-    rates = sorted({_rate(run) for run in runs})
+def _draw_line(axes: Sequence[Axes], name: str, look: style.Line, runs: Sequence[Run], axis_of: _Axis) -> None:
+    places = sorted({axis_of.at(run) for run in runs})
     for axis, row in zip(axes, _ROWS, strict=True):
-        found = {rate: _at(runs, rate, row) for rate in rates}
-        points = [(rate, value) for rate, value in found.items() if value is not None]
+        found = {place: _mean([run for run in runs if axis_of.at(run) == place], row) for place in places}
+        points = [(place, value) for place, value in found.items() if value is not None]
         means = [value.mean for _, value in points]
         width = [value.ci95 or 0.0 for _, value in points]
-        x = [rate for rate, _ in points]
+        x = [place for place, _ in points]
         axis.plot(x, means, color=look.colour, marker=look.marker, label=name, clip_on=False, zorder=3)
         if any(width) and len(x) == 1:
             axis.errorbar(x, means, width, color=look.colour, fmt="none", elinewidth=1, capsize=2, zorder=2)
@@ -146,8 +188,8 @@ def _draw_line(axes: Sequence[Axes], name: str, look: style.Line, runs: Sequence
             axis.fill_between(x, low, high, color=look.colour, alpha=0.18, linewidth=0, zorder=1)
 
 
-def _at(runs: Sequence[Run], rate: float, row: _Row) -> Estimate | None:
-    numbers = [run.number(*row.path) for run in runs if _rate(run) == rate]
+def _mean(runs: Sequence[Run], row: _Row) -> Estimate | None:
+    numbers = [run.number(*row.path) for run in runs]
     return estimate(number * row.scale for number in numbers if number is not None)
 
 
@@ -187,7 +229,7 @@ def _legend(figure: Figure, axes: Sequence[Axes], published: bool) -> None:
     figure.legend(list(entries.values()), labels, loc="outside upper center", ncols=columns)
 
 
-def _read_published(path: str, panels: Sequence[tuple[str, str]]) -> list[PublishedPoint]:
+def _read_published(path: str, panels: Sequence[tuple[str, ...]]) -> list[PublishedPoint]:
     try:
         with Path(path).open(newline="") as file:
             rows = list(csv.DictReader(file))
@@ -213,13 +255,54 @@ def _published_point(path: str, line: int, row: Mapping[str, str | None]) -> Pub
     return PublishedPoint(str(row["model"]), str(row["dataset"]), numbers[0], str(row["series"]), tuple(numbers[1:]))
 
 
-def _same_panel(point: PublishedPoint, panel: tuple[str, str]) -> bool:
-    return (_bare(point.model), _bare(point.trace)) == (_bare(panel[0]), _bare(panel[1]))
+def _same_panel(point: PublishedPoint, panel: tuple[str, ...]) -> bool:
+    return (_bare(point.model), _bare(point.trace)) == tuple(map(_bare, panel[:2]))
 
 
 def _bare(name: str) -> str:
     """`Llama-3.1-8B` and `llama31_8b` are the same model."""
     return "".join(letter for letter in name.lower() if letter.isalnum())
+
+
+def tradeoff(runs: RunSet, baseline: str) -> Figure:
+    """Energy saved against requests that meet both objectives: a column per model, trace and rate, a point per policy.
+
+    Up and to the right is better. Repetitions give the mean and its 95 % confidence interval.
+
+    Args:
+        runs: at least one of the baseline in every column.
+        baseline: the policy whose energy the others save.
+    """
+    from matplotlib.figure import Figure
+
+    panels = _panels(runs, _Axis("policy.name", runs))
+    looks = style.lines(sorted(runs.policies(), key=_usual_order))
+    with style.figure_style():
+        figure = Figure(figsize=(max(6.4, 1.0 + 3.3 * len(panels)), 5.2), layout="constrained")
+        for axis, (panel, members) in zip(
+            figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True
+        ):
+            rows = compare(replace(runs, runs=members), baseline).rows
+            for row in rows:
+                saved, met = row.values["saving_pct"], row.values["joint_attainment_pct"]
+                if saved is not None and met is not None:
+                    look = looks[row.policy]
+                    axis.errorbar(
+                        saved.mean,
+                        met.mean,
+                        met.ci95,
+                        saved.ci95,
+                        color=look.colour,
+                        fmt=look.marker,
+                        label=row.policy,
+                        elinewidth=1,
+                        markersize=7,
+                    )
+            axis.set_title("\n".join(panel))
+            axis.set_xlabel(f"Energy saved against {baseline} (%)")
+        figure.axes[0].set_ylabel("Requests that meet both objectives (%)")
+        _legend(figure, figure.axes, published=False)
+    return figure
 
 
 def timeline(runs: RunSet, window: Any = None) -> Figure:

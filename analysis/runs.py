@@ -100,7 +100,7 @@ def load_runs(folders: Sequence[str | Path], *, interrupted: bool = False) -> Ru
     if not records:
         raise UserError(f"runs: found nothing but interrupted runs ({found[0].folder}), allowed: a run that ended")
     cut_short = [record.folder for record in found if record not in records]
-    flats = [_flat_config(record) for record in records]
+    flats = [flat_config(record) for record in records]
     names = [_policy_name(record, flat) for record, flat in zip(records, flats, strict=True)]
     keys = _setting_keys(flats)
     settings = [{_label(key): flat.get(key) for key in keys} for flat in flats]
@@ -118,7 +118,8 @@ def load_runs(folders: Sequence[str | Path], *, interrupted: bool = False) -> Ru
     return RunSet(list(runs.values()), [_label(key) for key in keys], _shared(flats), repeated, cut_short)
 
 
-def _flat_config(record: RunRecord) -> Flat:
+def flat_config(record: RunRecord) -> Flat:
+    """The configuration of a run with dotted keys, and its `source`."""
     return {"source": record.summary.get("source"), **_flatten(record.config)}
 
 
@@ -156,9 +157,15 @@ def _policy_labels(names: Sequence[str], flats: Sequence[Flat], settings: Sequen
     labels = []
     for name, flat in zip(names, flats, strict=True):
         same_name = [other for other, other_name in zip(flats, names, strict=True) if other_name == name]
-        parts = [f"{key.removeprefix('policy.')}={flat.get(key)}" for key in telling if _varies(key, same_name)]
+        parts = [_part(key, flat.get(key)) for key in telling if _varies(key, same_name)]
         labels.append(" ".join([name, *parts]))
     return labels
+
+
+def _part(key: str, value: Value) -> str:
+    """A parameter of a policy in words; a class by its name."""
+    name = key.removeprefix("policy.")
+    return f"{name.removesuffix('._target_')}={str(value).rpartition('.')[2] if name.endswith('_target_') else value}"
 
 
 def _refining(keys: Iterable[str], flats: Sequence[Flat], blocks: Sequence[tuple[str, ...]]) -> list[str]:

@@ -15,6 +15,9 @@ def resolve(config: DictConfig) -> dict[str, Any]:
     return {str(key): value for key, value in values.items()}
 
 
+OmegaConf.register_new_resolver("times", lambda a, b: round(float(a) * float(b), 3), replace=True)
+
+
 def compose_sim(*overrides: str) -> dict[str, Any]:
     """The resolved configuration of voltana-sim with overrides, for use from Python."""
     import hydra_plugins.voltana  # noqa: F401 - makes its launcher known to the configuration

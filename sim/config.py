@@ -176,6 +176,7 @@ class SimConfig(PlantConfig):
     requests: Count | None
     seed: Seed
     engine: Literal["fast", "reference"]
+    experiment: Part | None
     predictor: str
 
 

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Any
 
 from voltana.errors import UserError
 
@@ -36,13 +37,14 @@ def clock(name: str, value: int, supported_mhz: Sequence[int]) -> int:
     return int(value)
 
 
-def levels(name: str, values: Sequence[int] | str, supported_mhz: Sequence[int]) -> tuple[int, ...]:
+def levels(name: str, values: Sequence[Any] | str, supported_mhz: Sequence[int]) -> tuple[int, ...]:
     """Check a list of clocks, or a range like "1005..1410" of all the GPU has; return it ascending, each once."""
-    if isinstance(values, str) and (ends := re.fullmatch(r"(\d+)\.\.(\d+)", values)):
+    chosen: list[Any] = []
+    if not isinstance(values, str):
+        chosen = list(values) if isinstance(values, Sequence) else []
+    elif ends := re.fullmatch(r"(\d+)\.\.(\d+)", values):
         low, high = (clock(name, int(end), supported_mhz) for end in ends.groups())
-        chosen: Sequence[int] = [c for c in supported_mhz if low <= c <= high]
-    else:
-        chosen = [] if isinstance(values, str) or not isinstance(values, Sequence) else list(values)
+        chosen = [c for c in supported_mhz if low <= c <= high]
     if not chosen:
         raise UserError(
             f"{name}: found {values!r}, allowed: clocks, a list or LOW..HIGH, {describe_clocks(supported_mhz)}"

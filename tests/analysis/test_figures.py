@@ -9,7 +9,7 @@ import pytest
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from analysis.figures import curves, output_path, save, timeline
+from analysis.figures import curves, output_path, save, timeline, tradeoff
 from analysis.runs import load_runs
 from analysis.style import POLICIES
 from voltana.errors import UserError
@@ -131,6 +131,36 @@ STATES = [
     (0.0, "prefill-10", 1410, 1, 300.0),
     (0.0, "prefill-2", 1410, 2, 310.0),
 ]
+
+
+def test_curves_over_another_number(tmp_path: Path, write_run: WriteRun) -> None:
+    for rps in (50, 60):
+        write_run(f"{rps}_a", "voltana", 130, rps=rps, slo__scale=0.5)
+        write_run(f"{rps}_b", "voltana", 120, rps=rps, slo__scale=1.0)
+    figure = curves(load_runs([tmp_path]), x="slo.scale")
+    assert [axis.get_title() for axis in figure.axes[:2]] == [
+        "llama31_8b\nsharegpt\n50 requests/s",
+        "llama31_8b\nsharegpt\n60 requests/s",
+    ]
+    assert points(figure.axes[-1], "voltana") == [(0.5, 130), (1.0, 120)]
+
+
+def test_curves_over_words(tmp_path: Path, write_run: WriteRun) -> None:
+    for index, name in enumerate(("1p3d", "2p2d")):
+        write_run(str(index), "voltana", 100 + index, rps=50, cluster__name=name)
+    energy = curves(load_runs([tmp_path]), x="cluster.name").axes[-1]
+    assert points(energy, "voltana") == [(0, 100), (1, 101)]
+    assert [tick.get_text() for tick in energy.get_xticklabels()] == ["1p3d", "2p2d"]
+
+
+def test_tradeoff_is_saving_against_attainment(tmp_path: Path, write_run: WriteRun) -> None:
+    write_run("0", "static_max", 200, rps=50)
+    write_run("1", "voltana", 150, rps=50, requests={"ttft_s": [0.1, 0.9]})
+    figure = tradeoff(load_runs([tmp_path]), "static_max")
+    (axis,) = figure.axes
+    found = {c.get_label(): c.lines[0].get_xydata()[0].tolist() for c in axis.containers}
+    assert found == {"static_max": [0, 75], "voltana": [25, 50]}
+    assert legend(figure) == ["static_max", "voltana"]
 
 
 def test_timeline_is_the_step_function_of_the_record(tmp_path: Path, write_run: WriteRun) -> None:

@@ -1,0 +1,22 @@
+"""The end of an experiment leaves its table and its figure beside the runs."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+
+from analysis.report import Report
+
+
+@pytest.mark.parametrize("figure", ["curves", "tradeoff"])
+def test_table_and_figure(
+    tmp_path: Path, write_run: Callable[..., Path], capsys: pytest.CaptureFixture[str], figure: str
+) -> None:
+    write_run("0", "static_max", 200, rps=50)
+    write_run("1", "voltana", 150, rps=50)
+    Report(figure).on_multirun_end(OmegaConf.create({"hydra": {"sweep": {"dir": str(tmp_path)}}}))
+    assert "25.0" in capsys.readouterr().out
+    assert "| voltana | 150.0 |" in " ".join((tmp_path / "table.md").read_text().replace("|", " | ").split())
+    assert (tmp_path / "table.csv").read_text().count("\n") == 3
+    assert (tmp_path / "figure.png").read_bytes().startswith(b"\x89PNG")
