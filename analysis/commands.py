@@ -25,7 +25,8 @@ def _compare(config: DictConfig) -> None:
     options = _options(config)
     columns = tables.columns_option(options["columns"])
     runs = load_runs(folders_of(options["runs"]))
-    comparison = tables.compare(runs, str(options["baseline"]))
+    oracle = options["oracle"]
+    comparison = tables.compare(runs, str(options["baseline"]), None if oracle is None else str(oracle))
     notes = list(comparison.notes)
     if options["csv"] is not None:
         notes.append(_write("csv", options["csv"], tables.csv_text(comparison)))

@@ -50,8 +50,11 @@ METRICS = (
     Metric("requests_failed", ("requests", "failed"), decimals=0),
 )
 SAVING = Metric("saving_pct", ())
+OVER_ORACLE = Metric("energy_over_oracle", (), decimals=3)
+OVER_BOUND = Metric("energy_over_bound", (), decimals=3)
+_BOUND = "energy_bound_j"
 
-_DECIMALS = {metric.name: metric.decimals for metric in (*METRICS, SAVING)}
+_DECIMALS = {metric.name: metric.decimals for metric in (*METRICS, SAVING, OVER_ORACLE, OVER_BOUND)}
 
 _HEADERS: Mapping[Columns, Mapping[str, tuple[str, ...]]] = {
     "short": {
@@ -75,6 +78,8 @@ _HEADERS: Mapping[Columns, Mapping[str, tuple[str, ...]]] = {
         "done/failed": ("requests_completed", "requests_failed"),
     },
 }
+_DISTANCES = {"/oracle": (OVER_ORACLE.name,), "/bound": (OVER_BOUND.name,)}
+"""Columns that are shown, beside the saving, only where there is something in them."""
 
 
 @dataclass(frozen=True)
@@ -103,8 +108,13 @@ def columns_option(found: object) -> Columns:
     raise UserError(f"columns: found {found}, allowed: {', '.join(_HEADERS)}")
 
 
-def compare(runs: RunSet, baseline: str) -> Comparison:
-    """Number the policies; the saving is that of energy against the baseline at the same setting and seed.
+def compare(runs: RunSet, baseline: str, oracle: str | None = None) -> Comparison:
+    """Number the policies.
+
+    Args:
+        runs: what is compared.
+        baseline: the policy whose energy the others save, at the same setting and seed.
+        oracle: the policy whose energy theirs is divided by, at the same setting and seed; it need not be there.
 
     Raises:
         UserError: there is no run of the baseline at all.
@@ -116,32 +126,45 @@ def compare(runs: RunSet, baseline: str) -> Comparison:
     rows, without = [], []
     for setting in runs.settings():
         base = runs.at(setting, baseline)
+        best = runs.at(setting, oracle) if oracle is not None else []
         if not base:
             without.append(_told(setting))
         present = [(policy, runs.at(setting, policy)) for policy in policies]
-        rows += [_row(setting, policy, found, base) for policy, found in present if found]
+        rows += [_row(setting, policy, found, base, best) for policy, found in present if found]
     notes = [f"No run of {baseline} at {'; '.join(without)}: no saving there."] if without else []
     return Comparison(runs.keys, rows, notes + _notes(runs, rows))
 
 
-def _row(setting: dict[str, Value], policy: str, runs: Sequence[Run], base: Sequence[Run]) -> Row:
+def _row(setting: dict[str, Value], policy: str, runs: Sequence[Run], base: Sequence[Run], best: Sequence[Run]) -> Row:
     values = {
         metric.name: estimate(number * metric.scale for run in runs if (number := run.number(*metric.path)) is not None)
         for metric in METRICS
     }
-    return Row(setting, policy, len(runs), {**values, SAVING.name: estimate(_savings(runs, base))})
+    values[SAVING.name] = estimate(100 * (1 - ratio) for ratio in _energy_over(runs, base))
+    values[OVER_ORACLE.name] = estimate(_energy_over(runs, best))
+    values[OVER_BOUND.name] = estimate(_energy_over_bound(runs))
+    return Row(setting, policy, len(runs), values)
 
 
-def _savings(runs: Sequence[Run], base: Sequence[Run]) -> list[float]:
-    """Percent saved, run by run against the baseline with the same seed (their mean, where it was repeated)."""
+def _energy_over(runs: Sequence[Run], others: Sequence[Run]) -> list[float]:
+    """Energy run by run over that of others with the same seed (their mean, where it was repeated)."""
     reference = {
-        seed: estimate(energy for run in base if run.seed == seed and (energy := run.number(*_ENERGY)) is not None)
-        for seed in {run.seed for run in base}
+        seed: estimate(energy for run in others if run.seed == seed and (energy := run.number(*_ENERGY)) is not None)
+        for seed in {run.seed for run in others}
     }
     return [
-        100 * (1 - used / expected.mean)
+        used / expected.mean
         for run in runs
         if (used := run.number(*_ENERGY)) is not None and (expected := reference.get(run.seed)) and expected.mean
+    ]
+
+
+def _energy_over_bound(runs: Sequence[Run]) -> list[float]:
+    """Energy over the lower bound of the run itself, where it was worked out."""
+    return [
+        used / least
+        for run in runs
+        if _BOUND in run.record.summary and (used := run.number(*_ENERGY)) is not None and (least := run.number(_BOUND))
     ]
 
 
@@ -187,14 +210,27 @@ def _plain(value: Value) -> str:
     return ABSENT if value is None else f"{value:g}" if isinstance(value, float) else str(value)
 
 
+def _headers(comparison: Comparison, columns: Columns) -> dict[str, tuple[str, ...]]:
+    """Titles of the columns and the numbers in them."""
+    known = {
+        title: names
+        for title, names in _DISTANCES.items()
+        if any(row.values[name] is not None for row in comparison.rows for name in names)
+    }
+    titles = list(_HEADERS[columns].items())
+    at = 1 + [title for title, _ in titles].index("saving %")
+    return dict([*titles[:at], *known.items(), *titles[at:]])
+
+
 def text_rows(comparison: Comparison, columns: Columns) -> tuple[list[str], list[list[str]]]:
     """The table as text: its header, its rows."""
-    header = [*comparison.keys, "policy", *_HEADERS[columns]]
+    headers = _headers(comparison, columns)
+    header = [*comparison.keys, "policy", *headers]
     rows = [
         [
             *(_plain(value) for value in row.setting.values()),
             row.policy,
-            *(_cell(row, names) for names in _HEADERS[columns].values()),
+            *(_cell(row, names) for names in headers.values()),
         ]
         for row in comparison.rows
     ]
@@ -239,14 +275,14 @@ def rich_table(comparison: Comparison, columns: Columns) -> Table:
 def markdown(comparison: Comparison, columns: Columns) -> str:
     """The table in Markdown, notes below."""
     header, rows = text_rows(comparison, columns)
-    rule = ["---"] * (len(comparison.keys) + 1) + ["---:"] * len(_HEADERS[columns])
+    rule = ["---"] * (len(comparison.keys) + 1) + ["---:"] * (len(header) - len(comparison.keys) - 1)
     lines = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in (header, rule, *rows)]
     return "\n".join([*lines, "", *comparison.notes]).rstrip() + "\n"
 
 
 def csv_text(comparison: Comparison) -> str:
     """Every number unrounded: a row per policy and setting, `_ci95` beside each mean, empty where unknown."""
-    names = [metric.name for metric in (METRICS[0], SAVING, *METRICS[1:])]
+    names = [metric.name for metric in (METRICS[0], SAVING, *METRICS[1:], OVER_ORACLE, OVER_BOUND)]
     text = StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow([*comparison.keys, "policy", "runs", *(part for name in names for part in (name, f"{name}_ci95"))])

@@ -22,6 +22,7 @@ import yaml
 from numpy.typing import NDArray
 from scipy.optimize import least_squares
 
+from sim import calibrate_table
 from sim.plant import EngineSpec, GpuSpec, ModelSpec, Plant
 from sim.plant.operators import Operators, Work
 from sim.plant.throttle import Point, under_limit
@@ -459,10 +460,20 @@ def differences(fitted: GpuSpec, shipped: GpuSpec) -> list[str]:
 def main() -> int:
     """Calibrate; exit status 1 when `--check` finds a difference, 2 on bad input."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("data", type=Path, help="folder with profiles/")
+    parser.add_argument("data", type=Path, nargs="?", help="folder with profiles/")
     parser.add_argument("--check", action="store_true", help="compare with the shipped YAML instead of writing it")
+    own = parser.add_argument_group("a GPU of one's own (sim/calibrate_table.py)")
+    own.add_argument("--table", type=Path, help="profile table to fit instead of DATA")
+    own.add_argument("--gpu", help="name of the GPU")
+    own.add_argument("--base", help="GPU that gives what the table cannot tell")
+    own.add_argument("--model", help="model of the table, where no JSON beside it tells")
+    own.add_argument("--out", type=Path, help="YAML to write; default gpu/NAME.yaml")
     options = parser.parse_args()
+    if (options.data is None) == (options.table is None) or (options.table is None) != (options.gpu is None):
+        parser.error("give DATA, or --table and --gpu")
     try:
+        if options.table is not None:
+            return calibrate_table.run(options)
         shipped = load_gpu()
         gpu, lines = calibrate(options.data)
     except UserError as problem:

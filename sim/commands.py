@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import os
+import re
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,7 +30,8 @@ def simulate() -> None:
 
 
 def profile() -> None:
-    """voltana-profile: measure latency and energy over clock and load."""
+    """voltana-profile: measure latency and energy over clock and load. `source=X` is another word for `profile=X`."""
+    sys.argv[1:] = [re.sub(r"^source=", "profile=", word) for word in sys.argv[1:]]
     hydra_command("profiling", _profile, program="voltana-profile")()
 
 
@@ -108,16 +112,38 @@ def _short(path: Path) -> Path:
 
 
 def _profile(config: DictConfig) -> None:
-    from sim.build import build_plant
+    """Hand the configuration to the function that `profile._target_` names; it measures and writes the table.
+
+    So `conf/profile/*.yaml` says who measures what, and nothing here has to know real hardware.
+    """
     from sim.compose import resolve
-    from sim.config import PlantConfig, parse
-    from sim.profiling import profile_plant
-    from voltana.profile import write_profile
 
     values = resolve(config)
     out = Path(values.pop("out"))
+    path = str(values["profile"].get("_target_"))
+    module, _, name = path.rpartition(".")
+    try:
+        measure = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        allowed = "the dotted path of a function of configuration and output path"
+        raise UserError(f"profile._target_: found {path!r}, allowed: {allowed} ({error})") from error
+    measure(values, out)
+
+
+def profile_plant(values: dict[str, Any], out: Path) -> None:
+    """The source `plant`: measure the simulated GPU, noise included, and write the table.
+
+    Args:
+        values: the resolved configuration of voltana-profile.
+        out: the table to write.
+    """
+    from sim import profiling
+    from sim.build import build_plant
+    from sim.config import PlantConfig, parse
+    from voltana.profile import write_profile
+
     checked = parse(PlantConfig, values)
-    samples = profile_plant(build_plant(checked), checked.profile)
+    samples = profiling.profile_plant(build_plant(checked), checked.profile)
     write_profile(out, samples)
     print(f"{len(samples)} samples at {len(checked.profile.clocks_mhz)} clocks written to {out}")
 

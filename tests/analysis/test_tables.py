@@ -210,3 +210,35 @@ def test_record_without_a_policy_name(tmp_path: Path, write_run: WriteRun) -> No
     write_run("0", "static_max", policy__name=None)
     with pytest.raises(UserError, match=r"config.yaml: policy.name: found None, allowed: the name of a policy"):
         compared(tmp_path)
+
+
+def test_distances_to_the_oracle_and_the_bound(tmp_path: Path, write_run: WriteRun) -> None:
+    for seed, (ours, best) in enumerate([(90.0, 75.0), (110.0, 100.0)]):
+        write_run(f"base{seed}", "static_max", 150.0, seed=seed)
+        write_run(f"best{seed}", "oracle", best, seed=seed)
+        folder = write_run(f"ours{seed}", "voltana", ours, seed=seed)
+        numbers = json.loads((folder / "summary.json").read_text())
+        (folder / "summary.json").write_text(json.dumps({**numbers, "energy_bound_j": 50_000.0}))
+    comparison = compare(load_runs([tmp_path]), "static_max", "oracle")
+    ours_row = row_of(comparison, "voltana")
+    assert mean(ours_row, "energy_over_oracle") == pytest.approx((1.2 + 1.1) / 2)
+    assert mean(ours_row, "energy_over_bound") == pytest.approx(2.0)
+    assert mean(row_of(comparison, "oracle"), "energy_over_oracle") == 1
+    assert row_of(comparison, "static_max").values["energy_over_bound"] is None
+    header, rows = text_rows(comparison, "short")
+    assert header[:5] == ["policy", "energy kJ", "saving %", "/oracle", "/bound"]
+    assert rows[0][4] == "-"
+    lines = markdown(comparison, "full").splitlines()
+    assert len({line.count("|") for line in lines[:5]}) == 1
+
+
+def test_no_distance_is_shown_where_none_is_known(tmp_path: Path, write_run: WriteRun) -> None:
+    write_run("0", "static_max", 150.0)
+    write_run("1", "oracle", 100.0)
+    assert "/oracle" not in text_rows(compared(tmp_path), "full")[0]
+    assert text_rows(compare(load_runs([tmp_path]), "static_max", "oracle"), "full")[0][2:5] == [
+        "saving %",
+        "/oracle",
+        "J/token",
+    ]
+    assert text_rows(compare(load_runs([tmp_path]), "static_max", "elsewhere"), "full")[0][3] == "J/token"

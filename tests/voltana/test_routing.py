@@ -245,3 +245,48 @@ def test_a_bad_parameter_is_named(make: Callable[[], object], message: str) -> N
     with pytest.raises(UserError) as caught:
         make()
     assert str(caught.value) == message
+
+
+def rule(request: RequestInfo, candidates: list[InstanceLoad], turn: int, levels: tuple[int, ...]) -> int:
+    """EcoRoute as its docstring has it, one instance after another."""
+
+    def lowest(batch: int, tokens: int) -> tuple[int, bool]:
+        fitting = [i for i, clock in enumerate(levels) if HAND.decode_s(batch, tokens, clock) <= SLO.itl_s]
+        return (fitting[0], True) if fitting else (len(levels) - 1, False)
+
+    def cost(load: InstanceLoad) -> tuple[bool, bool]:
+        now, _ = lowest(load.requests, load.tokens + 2 * load.requests)
+        then, fits = lowest(load.requests + 1, load.tokens + request.prompt_tokens + 50 * load.requests)
+        return not fits, then > now
+
+    in_turn: list[int] = [*range(turn, len(candidates)), *range(turn)]
+    return min(in_turn, key=lambda i: cost(candidates[i]))
+
+
+near_the_boundaries = st.lists(
+    st.builds(InstanceLoad, st.just(1410), st.integers(0, 130), st.integers(0, 60).map(lambda n: 1000 * n)),
+    min_size=1,
+    max_size=40,
+)
+
+
+@settings(max_examples=150)
+@given(
+    calls=st.lists(st.tuples(requests, near_the_boundaries), min_size=1, max_size=4),
+    levels=st.sampled_from([(1005, 1410), (1005, 1095, 1200, 1305, 1410), (1200,)]),
+)
+def test_ecoroute_is_its_rule_whether_it_asks_one_by_one_or_all_at_once(
+    calls: list[tuple[RequestInfo, list[InstanceLoad]]], levels: tuple[int, ...]
+) -> None:
+    router, last = ecoroute(levels_mhz=list(levels)), -1
+    for request, candidates in calls:
+        last = rule(request, candidates, (last + 1) % len(candidates), levels)
+        assert router.route(request, candidates) == last
+
+
+@settings(max_examples=100)
+@given(request=requests, candidates=near_the_boundaries)
+def test_many_states_cost_what_each_costs(request: RequestInfo, candidates: list[InstanceLoad]) -> None:
+    space = ecoroute(levels_mhz=[1005, 1095, 1200, 1305, 1410])._space
+    one_by_one = [space.what_if(request, load).cost for load in candidates]
+    assert space.costs(request, candidates).tolist() == one_by_one

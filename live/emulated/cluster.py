@@ -1,0 +1,197 @@
+"""A set of emulated servers, started together and gone together."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import shutil
+import sys
+import tempfile
+from asyncio.subprocess import PIPE, Process
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple, Self
+
+import msgspec
+
+from live.emulated.config import ServerConfig, check
+from live.emulated.http import encode_json
+from voltana.errors import UserError
+from voltana.state import Phase
+
+START_S = 30.0
+"""A server that does not listen by then has failed."""
+
+STOP_S = 3.0
+"""A server that has not stopped by then is killed."""
+
+
+class Endpoint(NamedTuple):
+    """A server that runs."""
+
+    name: str
+    phase: Phase
+    host: str
+    port: int
+    bootstrap_port: int
+    """Of a prefill server; 0 for others."""
+    telemetry: str
+    pid: int
+
+    @property
+    def url(self) -> str:
+        """Where it serves HTTP."""
+        return f"http://{self.host}:{self.port}"
+
+
+class EmulatedCluster:
+    """Starts prefill and decode servers and stops them; an asynchronous context manager.
+
+    The servers hold on to a pipe from this process, so they end with it even when it is killed.
+
+    Args:
+        prefill, decode: how many of each.
+        plant: the keys `gpu`, `model` and `engine` of `live.emulated.config.ServerConfig`.
+        settings: other keys of it, for all servers.
+    """
+
+    def __init__(
+        self, prefill: int, decode: int, plant: Mapping[str, Any], settings: Mapping[str, Any] | None = None
+    ) -> None:
+        self._counts: list[tuple[Phase, int]] = [("prefill", prefill), ("decode", decode)]
+        self._keys = {**plant, **(settings or {})}
+        self._folder: Path | None = None
+        self._processes: list[Process] = []
+        self.endpoints: dict[str, Endpoint] = {}
+        """The servers by name: prefill-0, prefill-1, ..., decode-0, ..."""
+
+    def _config(self, folder: Path, phase: Phase, number: int) -> ServerConfig:
+        name = f"{phase}-{number}"
+        own = {"name": name, "phase": phase, "telemetry": f"ipc://{folder / name}.sock"}
+        try:
+            return check(msgspec.convert({**self._keys, **own}, ServerConfig))
+        except msgspec.ValidationError as error:
+            raise UserError(f"emulated server: {error}") from error
+
+    def of(self, phase: Phase) -> list[Endpoint]:
+        """The servers of a phase."""
+        return [endpoint for endpoint in self.endpoints.values() if endpoint.phase == phase]
+
+    async def start(self) -> None:
+        """Start all servers and wait until they listen.
+
+        Raises:
+            UserError: a bad setting, or a server did not start and has said why on standard error. The others are
+                stopped.
+        """
+        self._folder = folder = Path(tempfile.mkdtemp(prefix="voltana-emulated-"))
+        try:
+            configs = [self._config(folder, phase, number) for phase, many in self._counts for number in range(many)]
+            async with asyncio.timeout(START_S):
+                for config in configs:
+                    await self._spawn(folder / f"{config.name}.json", config)
+                for config, process in zip(configs, self._processes, strict=True):
+                    self.endpoints[config.name] = await self._endpoint(config, process)
+        except TimeoutError as error:
+            await self.stop()
+            raise UserError(f"emulated servers did not start within {START_S:g} s") from error
+        except BaseException:
+            await self.stop()
+            raise
+
+    async def _spawn(self, path: Path, config: ServerConfig) -> None:
+        path.write_bytes(encode_json(config))
+        command = [sys.executable, "-m", "live.emulated", "--config", str(path), "--owned"]
+        process = await asyncio.create_subprocess_exec(*command, stdin=PIPE, stdout=PIPE, start_new_session=True)
+        self._processes.append(process)
+
+    @staticmethod
+    async def _endpoint(config: ServerConfig, process: Process) -> Endpoint:
+        assert process.stdout is not None
+        line = await process.stdout.readline()
+        if not line:
+            raise UserError(f"{config.name} did not start: exit status {await process.wait()}")
+        ports = json.loads(line)
+        telemetry = config.telemetry or ""
+        return Endpoint(
+            config.name, config.phase, config.host, ports["port"], ports["bootstrap_port"], telemetry, process.pid
+        )
+
+    async def stop(self) -> None:
+        """Stop all servers and remove their files; safe to call more than once."""
+        processes, self._processes = self._processes, []
+        await asyncio.gather(*map(_stop, processes))
+        self.endpoints.clear()
+        if self._folder is not None:
+            shutil.rmtree(self._folder, ignore_errors=True)
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.stop()
+
+
+async def _stop(process: Process) -> None:
+    if process.returncode is None:
+        process.terminate()
+    try:
+        await asyncio.wait_for(process.wait(), STOP_S)
+    except TimeoutError:
+        process.kill()
+        await process.wait()
+
+
+class EmulatedClocks:
+    """The clocks of emulated servers, as `live.controller` drives them: one connection each, commands sent at once.
+
+    Args:
+        endpoints: the servers.
+    """
+
+    def __init__(self, endpoints: Iterable[Endpoint]) -> None:
+        self._endpoints = list(endpoints)
+        self._writers: dict[str, asyncio.StreamWriter] = {}
+        self._readers: list[asyncio.Task[None]] = []
+        self._clocks: dict[str, int] = {}
+        self._caps: dict[str, float | None] = {}
+
+    async def connect(self) -> None:
+        """Connect to all servers.
+
+        Raises:
+            OSError: one does not answer.
+        """
+        for endpoint in self._endpoints:
+            reader, self._writers[endpoint.name] = await asyncio.open_connection(endpoint.host, endpoint.port)
+            self._readers.append(asyncio.create_task(_discard(reader)))
+
+    def set_clock(self, instance: str, clock_mhz: int) -> None:
+        """Command a clock; does not wait."""
+        self._clocks[instance] = clock_mhz
+        self._send(instance)
+
+    def set_power_cap(self, instance: str, power_cap_w: float | None) -> None:
+        """Command a power limit of every GPU of the instance, None for its own; does not wait."""
+        self._caps[instance] = power_cap_w
+        if instance in self._clocks:
+            self._send(instance)
+
+    def _send(self, instance: str) -> None:
+        body = encode_json({"mhz": self._clocks[instance], "power_cap_w": self._caps.get(instance)})
+        head = f"POST /emulated/clock HTTP/1.1\r\nhost: emulated\r\ncontent-length: {len(body)}\r\n\r\n"
+        self._writers[instance].write(head.encode() + body)
+
+    async def close(self) -> None:
+        """Close the connections."""
+        for reader in self._readers:
+            reader.cancel()
+        for writer in self._writers.values():
+            writer.close()
+        await asyncio.gather(*self._readers, return_exceptions=True)
+
+
+async def _discard(reader: asyncio.StreamReader) -> None:
+    while await reader.read(65536):
+        pass

@@ -1,0 +1,385 @@
+"""A client's connection: requests are parsed and bounded, answers are written, one at a time."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Sequence
+from time import monotonic
+from typing import NamedTuple, Protocol, cast
+
+import httptools
+
+from live.router.http1 import error_body, response_head
+from live.router.settings import RouterSettings
+from live.router.upstream import set_nodelay
+
+_LINGER_S = 2.0
+"""How long the rest of a refused request is read, so that the client gets to see why."""
+JSON = (b"content-type", b"application/json")
+CLOSE = (b"connection", b"close")
+
+
+class AnswerSource(Protocol):
+    """Whoever is about to answer a client."""
+
+    def pause(self) -> None:
+        """The client does not keep up: make no more for now."""
+
+    def resume(self) -> None:
+        """It does again."""
+
+    def client_gone(self) -> None:
+        """It has left; nothing more can be written."""
+
+
+class Request:
+    """A whole request.
+
+    Attributes:
+        method: in capitals.
+        target: path and query as received.
+        headers: names in lower case.
+        modern: whether it is HTTP/1.1.
+        keep_alive: whether the client wants to keep the connection.
+        body: without framing.
+    """
+
+    __slots__ = ("body", "expects", "header_bytes", "headers", "keep_alive", "method", "modern", "target")
+
+    def __init__(self) -> None:
+        self.method = b""
+        self.target = b""
+        self.headers: list[tuple[bytes, bytes]] = []
+        self.modern = True
+        self.keep_alive = True
+        self.body = bytearray()
+        self.expects = False
+        self.header_bytes = 0
+
+    @property
+    def path(self) -> str:
+        """The target without its query."""
+        return self.target.partition(b"?")[0].decode("ascii", "replace")
+
+    def header(self, name: bytes) -> bytes | None:
+        """The last header of a name."""
+        return next((value for key, value in reversed(self.headers) if key == name), None)
+
+
+class _Refusal(NamedTuple):
+    """A request that is answered without being looked at further."""
+
+    status: int
+    message: str
+    code: str
+
+
+class Buffered:
+    """Bytes of request bodies held, all connections together.
+
+    Args:
+        limit: how many may be.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self.held = 0
+
+
+class Client(asyncio.Protocol):
+    """One client's connection.
+
+    A request that comes while another is under way waits in its bytes (pipelining); answers keep their order.
+
+    Args:
+        settings: limits.
+        buffered: shared count of body bytes.
+        handle: answers a whole request: at once, or by setting `source` and answering later.
+        on_gone: is called when the connection is.
+    """
+
+    def __init__(
+        self,
+        settings: RouterSettings,
+        buffered: Buffered,
+        handle: Callable[[Client, Request], None],
+        on_gone: Callable[[Client], None],
+    ) -> None:
+        self._settings = settings
+        self._buffered = buffered
+        self._handle = handle
+        self._on_gone = on_gone
+        self._parser = httptools.HttpRequestParser(self)
+        self._reading: Request | None = None
+        self._in_body = False
+        self._ready: deque[Request | _Refusal] = deque()
+        self._later = bytearray()
+        self._deaf = False
+        self._answering: Request | None = None
+        self._closing = False
+        self._since_s = monotonic()
+        self._stalled_s: float | None = None
+        self.source: AnswerSource | None = None
+        self.paused = False
+
+    # Connection
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Bound what may wait to be written, and send without delay."""
+        self.transport = cast(asyncio.Transport, transport)
+        self.transport.set_write_buffer_limits(high=self._settings.write_buffer_bytes)
+        set_nodelay(transport)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Tell whoever answers."""
+        self._closing = self._deaf = True
+        source, self.source = self.source, None
+        if source is not None:
+            source.client_gone()
+        for request in (self._reading, self._answering, *self._ready):
+            if isinstance(request, Request):
+                self.release(request)
+        self._reading = self._answering = None
+        self._ready.clear()
+        self._on_gone(self)
+
+    def eof_received(self) -> None:
+        """A client that stops sending has left, as SGLang itself sees it; the transport closes."""
+
+    def pause_writing(self) -> None:
+        """The write buffer is full."""
+        self.paused, self._stalled_s = True, monotonic()
+        if self.source is not None:
+            self.source.pause()
+
+    def resume_writing(self) -> None:
+        """The write buffer has room."""
+        self.paused, self._stalled_s = False, None
+        if self.source is not None:
+            self.source.resume()
+
+    def sweep(self, now_s: float) -> None:
+        """Close what took too long."""
+        limits, waited_s = self._settings, now_s - self._since_s
+        if self._stalled_s is not None and now_s - self._stalled_s > limits.stall_timeout_s:
+            self.transport.abort()
+        elif self._closing:
+            if waited_s > _LINGER_S and self.transport.get_write_buffer_size() == 0:
+                self.transport.abort()
+        elif self._answering is not None:
+            return
+        elif self._reading is None:
+            if waited_s > limits.keep_alive_s:
+                self.transport.close()
+        elif waited_s > (limits.body_timeout_s if self._in_body else limits.header_timeout_s):
+            self._refuse(408, "the request did not come whole in time", "request_timeout")
+
+    def stop(self) -> None:
+        """Close if idle, else after the answer under way."""
+        if self._answering is None:
+            self.transport.close()
+        else:
+            self._answering.keep_alive = False
+
+    # Reading
+
+    def data_received(self, data: bytes) -> None:
+        """Parse, unless an answer is under way."""
+        if self._deaf:
+            return
+        if self._answering is None and not self._ready and not self._later:
+            self._feed(data)
+            return
+        self._later += data
+        if len(self._later) > self._settings.max_header_bytes:
+            self.transport.pause_reading()
+
+    def _feed(self, data: bytes) -> None:
+        if self._reading is None:
+            self._begin()
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserUpgrade:
+            self._refuse(400, "upgrades are not supported", "bad_request")
+        except httptools.HttpParserError as error:
+            self._refuse(400, f"not HTTP: {error}", "bad_request")
+        reading = self._reading
+        if reading is not None and not self._in_body:
+            reading.header_bytes += len(data)
+            self._check_header_size(reading)
+        self._next()
+
+    def _begin(self) -> None:
+        self._reading, self._in_body, self._since_s = Request(), False, monotonic()
+
+    def on_message_begin(self) -> None:
+        """Start a request (parser)."""
+        if self._reading is None:
+            self._begin()
+
+    def on_url(self, url: bytes) -> None:
+        """Take a part of the target (parser)."""
+        if self._reading is not None:
+            self._reading.target += url
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Take a header (parser)."""
+        if self._reading is not None:
+            self._reading.headers.append((name.lower(), value))
+
+    def on_headers_complete(self) -> None:
+        """Judge what is known of the request before its body (parser)."""
+        request = self._reading
+        if request is None or self._deaf:
+            return
+        request.method = self._parser.get_method()
+        request.modern = self._parser.get_http_version() == "1.1"
+        request.keep_alive = self._parser.should_keep_alive()
+        request.header_bytes = len(request.target) + sum(len(n) + len(v) + 4 for n, v in request.headers)
+        self._in_body, self._since_s = True, monotonic()
+        length = request.header(b"content-length")
+        if not self._check_header_size(request):
+            return
+        if length is not None and int(length) > self._settings.max_body_bytes:
+            self._refuse_body(request)
+        else:
+            self._judge_headers(request)
+
+    def _judge_headers(self, request: Request) -> None:
+        expected = request.header(b"expect")
+        if self._parser.should_upgrade():
+            self._refuse(400, "upgrades are not supported", "bad_request")
+        elif request.modern and request.header(b"host") is None:
+            self._refuse(400, "a Host header is required", "bad_request")
+        elif any(b"\r" in value or b"\n" in value for _, value in request.headers):
+            self._refuse(400, "a header has a line break", "bad_request")
+        elif expected is not None and expected.lower() != b"100-continue":
+            self._refuse(417, "an expectation other than 100-continue", "expectation_failed")
+        elif expected is not None and request.modern:
+            request.expects = True
+            self._continue()
+
+    def _continue(self) -> None:
+        request = self._reading
+        if request is not None and request.expects and self._answering is None and not self._ready:
+            request.expects = False
+            self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+
+    def on_body(self, data: bytes) -> None:
+        """Take a part of the body (parser)."""
+        request = self._reading
+        if request is None or self._deaf:
+            return
+        request.expects = False
+        request.body += data
+        self._buffered.held += len(data)
+        if len(request.body) > self._settings.max_body_bytes:
+            self._refuse_body(request)
+        elif self._buffered.held > self._buffered.limit:
+            self._refuse(503, "the router holds too many request bodies", "overloaded")
+
+    def on_message_complete(self) -> None:
+        """The request is whole (parser)."""
+        request, self._reading = self._reading, None
+        if request is not None and not self._deaf:
+            self._ready.append(request)
+
+    def _check_header_size(self, request: Request) -> bool:
+        fits = request.header_bytes <= self._settings.max_header_bytes
+        if not fits:
+            self._refuse(431, f"headers above {self._settings.max_header_bytes} bytes", "headers_too_large")
+        return fits
+
+    def _refuse_body(self, request: Request) -> None:
+        self._refuse(413, f"a body above {self._settings.max_body_bytes} bytes", "body_too_large")
+
+    def _refuse(self, status: int, message: str, code: str) -> None:
+        """Answer with an error when its turn comes, and listen no more."""
+        if self._deaf:
+            return
+        self._deaf = True
+        reading, self._reading = self._reading, None
+        if reading is not None:
+            self.release(reading)
+        self._ready.append(_Refusal(status, message, code))
+        self._next()
+
+    def release(self, request: Request) -> None:
+        """Hold a request's body no more."""
+        self._buffered.held -= len(request.body)
+        request.body = bytearray()
+
+    # Answering
+
+    def _next(self) -> None:
+        if self._answering is not None or self._closing or not self._ready:
+            return
+        request = self._ready.popleft()
+        if isinstance(request, _Refusal):
+            self._answering = Request()
+            self._answering.keep_alive = False
+            self.error(*request)
+        else:
+            self._answering = request
+            self._handle(self, request)
+
+    def head(self, status: int, headers: Sequence[tuple[bytes, bytes]]) -> None:
+        """Write an answer's head; the body follows by `write`, then `finish`."""
+        request = self._answering
+        if request is None or not request.keep_alive:
+            headers = [*headers, CLOSE]
+        self.transport.write(response_head(status, headers))
+
+    def write(self, data: bytes) -> None:
+        """Write a part of an answer."""
+        self.transport.write(data)
+
+    def close_after_answer(self) -> None:
+        """The end of the connection is to tell the end of the answer."""
+        if self._answering is not None:
+            self._answering.keep_alive = False
+
+    def answer(self, status: int, body: bytes, headers: Sequence[tuple[bytes, bytes]] = (JSON,)) -> None:
+        """Write a whole answer."""
+        bodiless = self._answering is not None and self._answering.method == b"HEAD"
+        self.head(status, [*headers, (b"content-length", str(len(body)).encode())])
+        if body and not bodiless:
+            self.write(body)
+        self.finish()
+
+    def error(self, status: int, message: str, code: str, headers: Sequence[tuple[bytes, bytes]] = ()) -> None:
+        """Write an error in OpenAI's form."""
+        if status == 503:
+            headers = [*headers, (b"retry-after", b"1")]
+        self.answer(status, error_body(status, message, code), [JSON, *headers])
+
+    def finish(self) -> None:
+        """The answer is written whole: go on with the next request, or close."""
+        request, self._answering, self.source = self._answering, None, None
+        if request is None or self._closing:
+            return
+        self.release(request)
+        self._since_s = monotonic()
+        if request.keep_alive:
+            asyncio.get_running_loop().call_soon(self._go_on)
+            return
+        self._closing = self._deaf = True
+        if self.transport.can_write_eof():
+            self.transport.write_eof()
+
+    def _go_on(self) -> None:
+        if self._answering is not None or self._closing:
+            return
+        self._next()
+        if self._answering is None and self._later and not self._deaf:
+            data, self._later = bytes(self._later), bytearray()
+            self.transport.resume_reading()
+            self._feed(data)
+        self._continue()
+
+    def break_off(self) -> None:
+        """The answer cannot be completed: close, so that the client sees it is not whole."""
+        self._answering = self.source = None
+        self._closing = self._deaf = True
+        self.transport.close()

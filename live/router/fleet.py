@@ -1,0 +1,229 @@
+"""The instances behind the router: which are up, and which one takes a request."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+from urllib.parse import urlsplit
+
+from live.router.accounts import Account, Telemetry
+from live.router.http1 import ResponseHead, reason_of
+from live.router.settings import RouterSettings
+from live.router.upstream import Connection, Leg, Pool
+from voltana.dispatch import Dispatcher
+from voltana.errors import UserError
+from voltana.state import Phase, RequestInfo, Router
+
+log = logging.getLogger("live.router")
+
+MAX_FETCH_BYTES = 16 * 1024 * 1024
+
+
+class Backend(NamedTuple):
+    """Where an instance is.
+
+    Args:
+        url: http://HOST:PORT.
+        bootstrap_port: of a prefill server.
+        telemetry: gives its last snapshot; None: the router goes by its own counts.
+    """
+
+    url: str
+    bootstrap_port: int | None = None
+    telemetry: Telemetry | None = None
+
+
+class Instance:
+    """One server, its connections, and what the router knows of it.
+
+    Raises:
+        UserError: the URL is not http://HOST:PORT.
+    """
+
+    def __init__(
+        self, backend: Backend, phase: Phase, settings: RouterSettings, loop: asyncio.AbstractEventLoop
+    ) -> None:
+        self.phase = phase
+        self.url, self.host, port = _address(backend.url)
+        self.bootstrap_port = backend.bootstrap_port
+        self.account = Account(backend.telemetry, settings.clock_mhz)
+        self.pool = Pool(loop, self.host.strip("[]"), port, settings.connect_timeout_s, settings.upstream_keep_alive_s)
+        self.host_header = f"{self.host}:{port}".encode()
+        self.up = True
+        self.failures_in_a_row = 0
+        self.requests_total = 0
+        self.failures_total = 0
+        self.on_change: Callable[[], None] = lambda: None
+
+    def succeeded(self) -> None:
+        """An answer came, or a health check passed."""
+        self.failures_in_a_row = 0
+        if not self.up:
+            log.warning("%s instance %s is back", self.phase, self.url)
+            self.up = True
+            self.on_change()
+
+    def failed(self, reason: str, fatal_after: int) -> None:
+        """An answer did not come; after so many in a row the instance is taken out."""
+        self.failures_in_a_row += 1
+        self.failures_total += 1
+        if self.up and self.failures_in_a_row >= fatal_after:
+            log.warning("%s instance %s is taken out: it %s", self.phase, self.url, reason)
+            self.up = False
+            self.on_change()
+
+
+def _address(url: str) -> tuple[str, str, int]:
+    allowed = "allowed: http://HOST:PORT"
+    try:
+        parts = urlsplit(url)
+        host, port = parts.hostname, parts.port or 80
+    except ValueError as error:
+        raise UserError(f"instance: found {url!r}, {allowed} ({error})") from error
+    if parts.scheme != "http" or not host or parts.path not in ("", "/") or parts.query:
+        raise UserError(f"instance: found {url!r}, {allowed}")
+    shown = f"[{host}]" if ":" in host else host
+    return f"http://{shown}:{port}", shown, port
+
+
+class Group:
+    """The instances of one phase and the policy that chooses among those that are up.
+
+    Raises:
+        UserError: there is none.
+    """
+
+    def __init__(self, instances: Sequence[Instance], policy: Router) -> None:
+        if not instances:
+            raise UserError("instances: found none of a phase, allowed: at least one prefill and one decode")
+        self.instances = instances
+        self._policy = policy
+        self._candidates: list[Instance] = []
+        for instance in instances:
+            instance.on_change = self._renew
+        self._renew()
+
+    def _renew(self, without: frozenset[Instance] = frozenset()) -> None:
+        self._candidates = [each for each in self.instances if each.up and each not in without]
+        for each in self._candidates:
+            each.account.begin()
+        self._dispatcher = Dispatcher(self._policy, [each.account.standing for each in self._candidates])
+
+    @property
+    def up(self) -> list[Instance]:
+        """Those that are up."""
+        return [each for each in self.instances if each.up]
+
+    def choose(self, request: RequestInfo, prompts: int, without: frozenset[Instance]) -> Instance | None:
+        """Let the policy choose for a request and count it as sent; None if no instance is left.
+
+        Args:
+            request: as the policy sees it.
+            prompts: how many it holds.
+            without: instances already tried.
+        """
+        if without:
+            self._renew(without)
+        chosen = None
+        if self._candidates:
+            chosen = self._candidates[self._dispatcher.dispatch(request)]
+            chosen.account.sent(prompts, request.prompt_tokens)
+        if without:
+            self._renew()
+        return chosen
+
+
+class Answer(NamedTuple):
+    """A whole answer to a request of the router's own."""
+
+    status: int
+    body: bytes
+
+
+class _Fetch:
+    """A request of the router's own."""
+
+    def __init__(self, request: bytes, done: asyncio.Future[Answer]) -> None:
+        self._request = request
+        self._done = done
+        self._parts: list[bytes] = []
+        self._size = 0
+        self.leg: Leg | None = None
+
+    def on_connection(self, connection: Connection) -> None:
+        """Send."""
+        if self._done.done():
+            connection.abort()
+            return
+        self.leg = Leg(connection, self, decoded=True)
+        self.leg.send(self._request)
+
+    def on_error(self, reason: str) -> None:
+        """There is no connection."""
+        if not self._done.done():
+            self._done.set_exception(OSError(reason))
+
+    def on_head(self, leg: Leg, head: ResponseHead) -> None:
+        """Nothing to do yet."""
+
+    def on_body(self, leg: Leg, data: bytes) -> None:
+        """Keep it."""
+        self._parts.append(data)
+        self._size += len(data)
+        if self._size > MAX_FETCH_BYTES:
+            leg.fail("answered with too long a body")
+
+    def on_complete(self, leg: Leg) -> None:
+        """Hand it over."""
+        if not self._done.done() and leg.head is not None:
+            self._done.set_result(Answer(leg.head.status, b"".join(self._parts)))
+
+    def on_failure(self, leg: Leg, reason: str) -> None:
+        """Hand that over."""
+        self.on_error(reason)
+
+
+async def fetch(
+    instance: Instance, method: str, target: str, timeout_s: float, headers: Sequence[tuple[bytes, bytes]] = ()
+) -> Answer:
+    """Ask an instance something and take the whole answer.
+
+    Raises:
+        OSError: no answer, for the reason it says (TimeoutError: not in time).
+    """
+    lines = b"".join(b"%s: %s\r\n" % header for header in headers)
+    length = b"content-length: 0\r\n" if method == "POST" else b""
+    request = f"{method} {target} HTTP/1.1\r\nhost: ".encode() + instance.host_header + b"\r\n" + length + lines
+    done: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+    fetching = _Fetch(request + b"\r\n", done)
+    instance.pool.acquire(fetching.on_connection, fetching.on_error)
+    try:
+        async with asyncio.timeout(timeout_s):
+            return await done
+    finally:
+        done.cancel()
+        if fetching.leg is not None and fetching.leg.live:
+            fetching.leg.abort()
+
+
+async def watch(instance: Instance, interval_s: float, timeout_s: float) -> None:
+    """Poll an instance's /health for ever: two failed checks take it out, one passed brings it back."""
+    while True:
+        await _check(instance, timeout_s)
+        await asyncio.sleep(interval_s)
+
+
+async def _check(instance: Instance, timeout_s: float) -> None:
+    try:
+        answer = await fetch(instance, "GET", "/health", timeout_s)
+    except TimeoutError:
+        instance.failed(f"did not answer /health within {timeout_s:g} s", 2)
+    except OSError as error:
+        instance.failed(str(error), 2)
+    else:
+        if answer.status == 200:
+            instance.succeeded()
+        else:
+            instance.failed(f"answered /health with {answer.status} {reason_of(answer.status)}", 2)

@@ -1,0 +1,314 @@
+"""The router: listens, answers what is its own, and starts exchanges."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+from collections.abc import Callable, Coroutine, Iterator, Sequence
+from functools import partial
+from time import monotonic
+from typing import cast
+
+from live.router.body import BodyError, read_prompts
+from live.router.client import JSON, Buffered, Client, Request
+from live.router.core import Core, Observer
+from live.router.exchange import Exchange, MergingExchange
+from live.router.fleet import Answer, Backend, Group, Instance, fetch, watch
+from live.router.http1 import end_to_end, response_head
+from live.router.metrics import family
+from live.router.relay import Relay
+from live.router.settings import RouterSettings
+from voltana.state import Router
+
+GENERATES = frozenset({"/generate", "/v1/completions", "/v1/chat/completions"})
+ASKS_DECODE = frozenset({"/v1/models", "/model_info", "/get_model_info", "/server_info", "/get_server_info"})
+TEXT = (b"content-type", b"text/plain; version=0.0.4")
+_SWEEP_S = 1.0
+_FAN_OUT_TIMEOUT_S = 10.0
+
+
+class RouterServer:
+    """A P/D router in front of stock SGLang servers, in the running event loop.
+
+    Use it as `async with RouterServer(...) as router`, or call `start` and `stop`.
+
+    Args:
+        prefill, decode: the servers.
+        prefill_policy, decode_policy: choose among them; objects of their own each, as in the simulator.
+        settings: limits and time-outs.
+        observer: is told of every request.
+        origin_s: the `time.monotonic()` that is zero for policies and observer; default: now.
+
+    Raises:
+        UserError: a URL that is none, or no instance of a phase.
+    """
+
+    def __init__(
+        self,
+        prefill: Sequence[Backend],
+        decode: Sequence[Backend],
+        prefill_policy: Router,
+        decode_policy: Router,
+        settings: RouterSettings | None = None,
+        observer: Observer | None = None,
+        origin_s: float | None = None,
+    ) -> None:
+        self._settings = settings or RouterSettings()
+        self._loop = asyncio.get_running_loop()
+        groups = (
+            Group([Instance(each, "prefill", self._settings, self._loop) for each in prefill], prefill_policy),
+            Group([Instance(each, "decode", self._settings, self._loop) for each in decode], decode_policy),
+        )
+        self.core = Core(self._settings, *groups, observer, origin_s)
+        self._instances = [*groups[0].instances, *groups[1].instances]
+        self._buffered = Buffered(self._settings.max_buffered_bytes)
+        self._clients: set[Client] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._server: asyncio.Server | None = None
+        self._stopping = False
+        self.port = self._settings.port
+        """The port listened at, once started."""
+
+    # Life
+
+    async def start(self) -> None:
+        """Listen, and watch the instances' health.
+
+        Raises:
+            OSError: the address cannot be bound.
+        """
+        self._server = await self._loop.create_server(
+            self._client, self._settings.host, self._settings.port, backlog=1024
+        )
+        self.port = int(self._server.sockets[0].getsockname()[1])
+        for instance in self._instances:
+            self._spawn(watch(instance, self._settings.health_interval_s, self._settings.health_timeout_s))
+        self._spawn(self._sweep())
+
+    @property
+    def url(self) -> str:
+        """Where clients reach it."""
+        host = self._settings.host
+        return f"http://{f'[{host}]' if ':' in host else host}:{self.port}"
+
+    async def stop(self) -> None:
+        """Take no more connections, let requests in flight end for a while, close everything."""
+        self._stopping = True
+        if self._server is not None:
+            self._server.close()
+        for client in list(self._clients):
+            client.stop()
+        deadline_s = monotonic() + self._settings.drain_s
+        while (self.core.in_flight or self.core.queue) and monotonic() < deadline_s:
+            await asyncio.sleep(0.01)
+        for active in list(self.core.active):
+            active.fail(503, "the router stops")
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        for client in list(self._clients):
+            client.transport.close()
+        for instance in self._instances:
+            instance.pool.close()
+
+    async def __aenter__(self) -> RouterServer:
+        await self.start()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.stop()
+
+    def _spawn(self, work: Coroutine[object, None, None]) -> None:
+        task = self._loop.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _sweep(self) -> None:
+        while True:
+            await asyncio.sleep(_SWEEP_S)
+            now_s = monotonic()
+            self.core.sweep(now_s)
+            for client in list(self._clients):
+                client.sweep(now_s)
+            for instance in self._instances:
+                instance.pool.sweep(now_s)
+
+    # Clients
+
+    def _client(self) -> asyncio.Protocol:
+        if len(self._clients) >= self._settings.max_connections or self._stopping:
+            return _Full()
+        client = Client(self._settings, self._buffered, self._handle, self._clients.discard)
+        self._clients.add(client)
+        return client
+
+    def _handle(self, client: Client, request: Request) -> None:
+        path = request.path
+        if path in GENERATES:
+            self._only(client, request, (b"POST",), self._generate)
+        elif path in ASKS_DECODE:
+            self._only(client, request, (b"GET", b"HEAD"), self._ask_decode)
+        elif path in self._own():
+            method, answer = self._own()[path]
+            self._only(client, request, method, answer)
+        else:
+            self._error(client, request, 404, f"there is no {path[:200]} here", "not_found")
+
+    def _own(self) -> dict[str, tuple[tuple[bytes, ...], Callable[[Client, Request], None]]]:
+        return {
+            "/health": ((b"GET", b"HEAD"), self._health),
+            "/metrics": ((b"GET", b"HEAD"), self._metrics),
+            "/v1/loads": ((b"GET",), partial(self._fan_out, "GET")),
+            "/flush_cache": ((b"POST",), partial(self._fan_out, "POST")),
+        }
+
+    def _only(
+        self,
+        client: Client,
+        request: Request,
+        methods: tuple[bytes, ...],
+        answer: Callable[[Client, Request], None],
+    ) -> None:
+        if request.method in methods:
+            answer(client, request)
+            return
+        allowed = b", ".join(methods)
+        message = f"{request.path} takes {allowed.decode()}"
+        self._error(client, request, 405, message, "method_not_allowed", [(b"allow", allowed)])
+
+    def _count(self, request: Request, status: int) -> None:
+        known = request.path in GENERATES or request.path in ASKS_DECODE or request.path in self._own()
+        self.core.metrics.requests[request.path if known else "other", str(status)] += 1
+
+    def _error(
+        self,
+        client: Client,
+        request: Request,
+        status: int,
+        message: str,
+        code: str,
+        headers: Sequence[tuple[bytes, bytes]] = (),
+    ) -> None:
+        self._count(request, status)
+        client.error(status, message, code, headers)
+
+    # Passed to instances
+
+    def _generate(self, client: Client, request: Request) -> None:
+        try:
+            prompts = read_prompts(request.body, self._settings.chars_per_token)
+        except BodyError as error:
+            self._error(client, request, 400, str(error), "bad_json")
+            return
+        kind = MergingExchange if prompts.wants_logprobs and request.path == "/generate" else Exchange
+        exchange = kind(self.core, client, request, prompts)
+        if self._stopping:
+            exchange.refuse("the router stops")
+        else:
+            self.core.admit(exchange)
+
+    def _ask_decode(self, client: Client, request: Request) -> None:
+        up = self.core.decode.up
+        if up:
+            Relay(self.core, client, request).forward(up[0])
+        else:
+            self._error(client, request, 503, "no decode instance is up", "overloaded")
+
+    def _fan_out(self, method: str, client: Client, request: Request) -> None:
+        source = _FanOut()
+        client.source = source
+        self._spawn(self._ask_all(method, client, request, source))
+
+    async def _ask_all(self, method: str, client: Client, request: Request, source: _FanOut) -> None:
+        headers = end_to_end(request.headers, frozenset({b"host", b"content-length", b"expect"}))
+        asked = [each for each in self._instances if each.up]
+        target = request.target.decode("latin-1")
+        answers = await asyncio.gather(
+            *(fetch(each, method, target, _FAN_OUT_TIMEOUT_S, headers) for each in asked), return_exceptions=True
+        )
+        if source.gone:
+            return
+        merge = _loads if method == "GET" else _all_done
+        status, body = merge(asked, answers)
+        self._count(request, status)
+        client.answer(status, json.dumps(body).encode())
+
+    # Its own
+
+    def _health(self, client: Client, request: Request) -> None:
+        up = {group.instances[0].phase: len(group.up) for group in (self.core.prefill, self.core.decode)}
+        status = 200 if all(up.values()) else 503
+        self._count(request, status)
+        body = json.dumps({"status": "ok" if status == 200 else "unavailable", "up": up}).encode()
+        client.answer(status, body, [JSON] if status == 200 else [JSON, (b"retry-after", b"1")])
+
+    def _metrics(self, client: Client, request: Request) -> None:
+        self._count(request, 200)
+        lines = [*self.core.metrics.lines(), *self._gauges()]
+        client.answer(200, ("\n".join(lines) + "\n").encode(), [TEXT])
+
+    def _gauges(self) -> Iterator[str]:
+        for name, text, value in (
+            ("in_flight", "Requests at the instances", self.core.in_flight),
+            ("queued", "Requests waiting for a place", len(self.core.queue)),
+            ("client_connections", "Clients connected", len(self._clients)),
+            ("buffered_bytes", "Request bodies held", self._buffered.held),
+        ):
+            yield from family(name, "gauge", text, [({}, value)])
+        labels = [({"phase": each.phase, "url": each.url}, each) for each in self._instances]
+        per_instance: tuple[tuple[str, str, str, Callable[[Instance], float]], ...] = (
+            ("instance_up", "gauge", "Whether an instance takes requests", lambda each: int(each.up)),
+            ("instance_in_flight", "gauge", "Prompts at an instance", lambda each: each.account.own.requests),
+            ("instance_connections", "gauge", "Connections to an instance", lambda each: each.pool.open),
+            ("instance_requests_total", "counter", "Requests sent to an instance", lambda each: each.requests_total),
+            ("instance_failures_total", "counter", "Answers that did not come", lambda each: each.failures_total),
+        )
+        for name, kind, text, value_of in per_instance:
+            yield from family(name, kind, text, [(label, value_of(each)) for label, each in labels])
+
+
+class _FanOut:
+    """A client that waits for the answers of all instances."""
+
+    gone = False
+
+    def pause(self) -> None:
+        """Nothing is being made."""
+
+    def resume(self) -> None:
+        """Nothing was."""
+
+    def client_gone(self) -> None:
+        """Nobody to answer."""
+        self.gone = True
+
+
+class _Full(asyncio.Protocol):
+    """A connection too many."""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Say so and close."""
+        headers = [(b"retry-after", b"1"), (b"connection", b"close"), (b"content-length", b"0")]
+        cast(asyncio.Transport, transport).write(response_head(503, headers))
+        transport.close()
+
+
+def _loads(asked: Sequence[Instance], answers: Sequence[Answer | BaseException]) -> tuple[int, object]:
+    """All loads in one list, each with its instance."""
+    loads: list[object] = []
+    for instance, answer in zip(asked, answers, strict=True):
+        if isinstance(answer, Answer) and answer.status == 200:
+            with contextlib.suppress(ValueError, AttributeError, TypeError):
+                whose = {"instance": instance.url, "phase": instance.phase}
+                loads += [{**load, **whose} for load in json.loads(answer.body).get("loads", ())]
+    return 200, {"loads": loads}
+
+
+def _all_done(asked: Sequence[Instance], answers: Sequence[Answer | BaseException]) -> tuple[int, object]:
+    """Whether every instance did what it was asked."""
+    told = {
+        instance.url: answer.status if isinstance(answer, Answer) else str(answer) or type(answer).__name__
+        for instance, answer in zip(asked, answers, strict=True)
+    }
+    return (200 if all(status == 200 for status in told.values()) else 502), {"instances": told}

@@ -1,0 +1,292 @@
+"""Owners, clients and GPUs for the tests of clocks."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import mmap
+import os
+import shutil
+import struct
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hydra import compose, initialize_config_module
+from omegaconf import OmegaConf
+
+from live.clocks import access
+from live.clocks.changes import Changes
+from live.clocks.client import ClockClient, Event
+from live.clocks.owner import serve
+from live.clocks.schedule import Limits
+from live.clocks.simulated import SimulatedGpu
+from sim.plant import EngineSpec, GpuSpec, ModelSpec, Plant
+
+HERE = Path(__file__).parent
+PATIENCE_S = 20.0
+
+
+def wait_until(condition: Callable[[], object], what: str = "the condition") -> None:
+    """Wait for something that another thread or process does."""
+    until_s = time.monotonic() + PATIENCE_S
+    while not condition():
+        if time.monotonic() > until_s:
+            pytest.fail(f"{what} did not come true within {PATIENCE_S:g} s")
+        time.sleep(0.005)
+
+
+def compose_parts(*overrides: str) -> dict[str, Any]:
+    """The sections of the configuration that make a plant."""
+    with initialize_config_module("conf", version_base="1.3"):
+        config = compose(overrides=["+gpu=a100_sxm4_80g", "+serving=sglang", *overrides])
+    values = OmegaConf.to_container(config, resolve=False)
+    assert isinstance(values, dict)
+    return {"gpu": values["gpu"], "model": values["model"], "engine": values["serving"]["engine"]}
+
+
+def build_plant(model: str) -> Plant:
+    parts = compose_parts(f"+model={model}")
+    return Plant(
+        GpuSpec.from_mapping(parts["gpu"]),
+        ModelSpec.from_mapping(parts["model"]),
+        EngineSpec.from_mapping(parts["engine"]),
+    )
+
+
+@pytest.fixture(scope="session")
+def parts() -> dict[str, Any]:
+    return compose_parts("+model=llama31_8b")
+
+
+@pytest.fixture(scope="session")
+def plant() -> Plant:
+    return build_plant("llama31_8b")
+
+
+@pytest.fixture(scope="session")
+def plant_tp2() -> Plant:
+    return build_plant("qwen3_32b")
+
+
+@pytest.fixture(name="wait_until", scope="session")
+def _wait_until() -> Callable[..., None]:
+    return wait_until
+
+
+class ProbedGpu(SimulatedGpu):
+    """A simulated GPU that notes every change made to it, and can be told to be slow or to fail."""
+
+    def __init__(self, gpu: int, plant: Plant, calls: list[tuple[int, str, float | None]], **options: Any) -> None:
+        super().__init__(gpu, plant, block_s=0.0, settle_s=0.0, **options)
+        self.calls = calls
+        self.errors: list[Exception] = []
+        self.go = threading.Event()
+        self.go.set()
+
+    def _note(self, call: str, value: float | None) -> None:
+        self.calls.append((self.info.gpu, call, value))
+        assert self.go.wait(PATIENCE_S)
+        if self.errors:
+            raise self.errors.pop(0)
+
+    def lock_clock(self, mhz: int) -> None:
+        self._note("lock", mhz)
+        super().lock_clock(mhz)
+
+    def reset_clock(self) -> None:
+        self._note("reset", None)
+        super().reset_clock()
+
+    def set_power_limit(self, watts: float) -> None:
+        self._note("cap", watts)
+        super().set_power_limit(watts)
+
+
+class LocalOwner:
+    """An owner in a thread of this process, with four probed GPUs."""
+
+    def __init__(self, folder: Path, plant: Plant, limits: Limits, observe: bool) -> None:
+        self.calls: list[tuple[int, str, float | None]] = []
+        self.gpus = [ProbedGpu(gpu, plant, self.calls) for gpu in range(4)]
+        self.folder = folder
+        self.socket = folder / access.SOCKET_NAME
+        self.failures: list[str] | None = None
+        self._listening = access.listen(self.socket, None)
+        self._run = (self.gpus, Changes(folder), limits, None, self._listening, observe)
+        self._ready = threading.Event()
+        self._thread = threading.Thread(target=lambda: asyncio.run(self._main()))
+        self._thread.start()
+        assert self._ready.wait(PATIENCE_S)
+
+    async def _main(self) -> None:
+        self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
+        self._ready.set()
+        self.failures = await serve(*self._run, self._stop)
+
+    @property
+    def alive(self) -> bool:
+        return self._thread.is_alive()
+
+    def stop(self) -> None:
+        if self.alive:
+            self._loop.call_soon_threadsafe(self._stop.set)
+            self._thread.join(PATIENCE_S)
+            assert not self.alive
+            self._listening.close()
+
+
+class Connected(ClockClient):
+    """A client that keeps what it is told."""
+
+    def __init__(self, path: Path, name: str = "test") -> None:
+        self.events: list[Event] = []
+        super().__init__(path, name, self.events.append)
+
+    def wait_for(self, kind: type[Event], number: int | None = None) -> Any:
+        """The first event of a kind, about a command if its number is given."""
+
+        def found() -> list[Event]:
+            return [event for event in self.events if isinstance(event, kind) and number in (None, event.id)]
+
+        wait_until(found, f"{kind.__name__} for {number}")
+        return found()[0]
+
+
+@pytest.fixture(scope="session")
+def make_owner() -> Callable[..., LocalOwner]:
+    return lambda folder, plant: LocalOwner(folder, plant, Limits(), observe=False)
+
+
+@pytest.fixture
+def settings_file(tmp_path: Path, parts: dict[str, Any]) -> Path:
+    """What `--simulate` reads."""
+    path = tmp_path / "simulated.json"
+    path.write_text(json.dumps({**parts, "gpus": 4, "block_s": 0.0, "settle_s": 0.0}))
+    return path
+
+
+@pytest.fixture
+def start(tmp_path: Path, plant: Plant) -> Iterator[Callable[..., LocalOwner]]:
+    """Start an owner in this process: `start(observe=..., changes_per_s=...)`."""
+    with ExitStack() as stack:
+
+        def go(*, observe: bool = False, **limits: Any) -> LocalOwner:
+            owner = LocalOwner(tmp_path, plant, Limits(**limits), observe)
+            stack.callback(owner.stop)
+            return owner
+
+        yield go
+
+
+@pytest.fixture
+def connect() -> Iterator[Callable[..., Connected]]:
+    """Connect to an owner: `connect(owner.socket)`."""
+    with ExitStack() as stack:
+        yield lambda path, name="test": stack.enter_context(Connected(path, name))  # type: ignore[misc]
+
+
+@pytest.fixture
+def spawn() -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """Start a process that does not outlive the test."""
+    processes: list[subprocess.Popen[str]] = []
+
+    def go(arguments: Sequence[str], **options: Any) -> subprocess.Popen[str]:
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        processes.append(subprocess.Popen([sys.executable, *arguments], **{**pipes, **options}))
+        return processes[-1]
+
+    yield go
+    for process in processes:
+        process.kill()
+        process.communicate()
+
+
+@pytest.fixture(scope="session")
+def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The stand-in for NVIDIA's library, freshly compiled; the folder it lies in."""
+    compiler = shutil.which("cc") or shutil.which("gcc")
+    if compiler is None:
+        pytest.skip("no C compiler")
+    folder = tmp_path_factory.mktemp("nvml")
+    target = folder / "libnvidia-ml.so.1"
+    subprocess.run(
+        [compiler, "-shared", "-fPIC", "-O1", "-Wall", "-Werror", "-o", str(target), str(HERE / "nvml_standin.c")],
+        check=True,
+    )
+    return folder
+
+
+class StandIn:
+    """What the GPUs of the stand-in are like, to be read and disturbed while another process uses them."""
+
+    HEADER, GPU = "4I", "10I"
+    FIELDS = (
+        *("locked_mhz", "limit_mw", "locks", "resets", "delay_ms"),
+        *("fault_all", "fault_change", "fault_energy", "fault_reset", "overlaps"),
+    )
+
+    def __init__(self, path: Path, library: Path) -> None:
+        header = struct.pack(self.HEADER, 0, 4, 0, 0)
+        path.write_bytes(header + struct.pack(self.GPU, 0, 400_000, *[0] * 8) * 4)
+        with path.open("r+b") as file:
+            self._bytes = mmap.mmap(file.fileno(), 0)
+        self.environment = {**os.environ, "LD_LIBRARY_PATH": str(library), "NVML_STANDIN_STATE": str(path)}
+
+    def _offset(self, gpu: int, field: str) -> int:
+        return struct.calcsize(self.HEADER) + gpu * struct.calcsize(self.GPU) + 4 * self.FIELDS.index(field)
+
+    def get(self, gpu: int, field: str) -> int:
+        return int(struct.unpack_from("I", self._bytes, self._offset(gpu, field))[0])
+
+    def set(self, gpu: int, field: str, value: int) -> None:
+        struct.pack_into("I", self._bytes, self._offset(gpu, field), value)
+
+    def fail_to_start(self, code: int) -> None:
+        struct.pack_into("I", self._bytes, 0, code)
+
+    def locked(self) -> list[int]:
+        return [self.get(gpu, "locked_mhz") for gpu in range(4)]
+
+
+@pytest.fixture
+def standin(tmp_path: Path, library: Path) -> StandIn:
+    return StandIn(tmp_path / "gpus", library)
+
+
+@pytest.fixture
+def own(
+    spawn: Callable[..., subprocess.Popen[str]], standin: StandIn, tmp_path: Path
+) -> Callable[..., subprocess.Popen[str]]:
+    """Start an owner of the stand-in's GPUs and wait until it listens."""
+
+    def go(*options: str, gpus: str = "0,1,2") -> subprocess.Popen[str]:
+        (tmp_path / access.SOCKET_NAME).unlink(missing_ok=True)  # of one that was killed
+        arguments = ["-m", "live.clocks.owner", "--gpus", gpus, "--folder", str(tmp_path), *options]
+        process = spawn(arguments, env=standin.environment)
+        wait_until(lambda: (tmp_path / access.SOCKET_NAME).exists() or process.poll() is not None, "the socket")
+        return process
+
+    return go
+
+
+@pytest.fixture
+def refused(spawn: Callable[..., subprocess.Popen[str]]) -> Callable[..., str]:
+    """Start an owner that is to refuse; returns its words, which are one line."""
+
+    def go(*options: str, **popen: Any) -> str:
+        process = spawn(["-m", "live.clocks.owner", *options], **popen)
+        _, text = process.communicate(timeout=PATIENCE_S)
+        assert process.returncode == 2, text
+        assert "Traceback" not in text
+        lines = [line for line in text.splitlines() if "error: " in line]
+        assert len(lines) == 1, text
+        return lines[0]
+
+    return go

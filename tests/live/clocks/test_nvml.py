@@ -1,0 +1,306 @@
+"""The owner against faults of a driver: NVIDIA's own binding, and a stand-in for the library behind it.
+
+The owner is a process of its own, since a process loads a library once. GPU 3 is there but never listed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from live.clocks.client import ClockError
+from live.clocks.protocol import Applied, Refused, Slow
+
+Go = Callable[..., Any]
+SOCKET = "clocks.sock"
+NO_PERMISSION, GPU_IS_LOST, NOT_SUPPORTED, VERSION_MISMATCH = 4, 15, 3, 18
+
+
+def test_the_binding_sees_the_gpus(own: Go, standin: Any, connect: Go, tmp_path: Path) -> None:
+    own()
+    clocks = connect(tmp_path / SOCKET)
+    info = clocks.gpus[2]
+    assert (info.uuid, info.name) == ("GPU-standin-2", "Stand-in A100")
+    assert info.clocks_mhz == tuple(range(210, 1411, 15))
+    assert (info.default_power_limit_w, info.power_limit_range_w) == (400.0, (100.0, 400.0))
+    first, second = (clocks.read([2])[0] for _ in range(2))
+    assert (first.power_w, first.clock_mhz) == (100.0, 1410)
+    assert 0.0 <= second.energy_j - first.energy_j < 1000.0
+    assert standin.locked() == [0, 0, 0, 0]
+
+
+def test_settings_are_made_and_restored_on_sigterm(own: Go, standin: Any, connect: Go, tmp_path: Path) -> None:
+    standin.set(1, "limit_mw", 350_000)  # an administrator's choice
+    owner = own()
+    clocks = connect(tmp_path / SOCKET)
+    clocks.own("pair", [0, 1])
+    clocks.wait_for(Applied, clocks.set_clock("pair", 1005))
+    clocks.wait_for(Applied, clocks.set_power_cap("pair", 250.5))
+    assert standin.locked() == [1005, 1005, 0, 0]
+    assert [standin.get(gpu, "limit_mw") for gpu in range(3)] == [250_500, 250_500, 400_000]
+    owner.send_signal(signal.SIGTERM)
+    assert owner.wait(20) == 0
+    assert standin.locked() == [0, 0, 0, 0]
+    assert [standin.get(gpu, "limit_mw") for gpu in range(3)] == [400_000, 350_000, 400_000]
+    assert [standin.get(3, field) for field in ("locks", "resets")] == [0, 0]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["gpus", "owner.lock"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP, signal.SIGQUIT])
+def test_other_signals_restore_too(own: Go, standin: Any, connect: Go, tmp_path: Path, number: signal.Signals) -> None:
+    owner = own()
+    clocks = connect(tmp_path / SOCKET)
+    clocks.own("a", [0])
+    clocks.wait_for(Applied, clocks.set_clock("a", 600))
+    owner.send_signal(number)
+    assert owner.wait(20) == 0
+    assert standin.locked() == [0, 0, 0, 0]
+
+
+CLIENT = """
+import pathlib, sys, threading
+from live.clocks.client import ClockClient
+from live.clocks.protocol import Applied
+done = threading.Event()
+clocks = ClockClient(pathlib.Path(sys.argv[1]), "victim", lambda event: isinstance(event, Applied) and done.set())
+clocks.own("a", [0, 1])
+clocks.set_clock("a", 1005)
+done.wait(20)
+print("set", flush=True)
+threading.Event().wait(60)
+"""
+
+
+def victim(spawn: Go, tmp_path: Path) -> subprocess.Popen[str]:
+    process: subprocess.Popen[str] = spawn(["-c", CLIENT, str(tmp_path / SOCKET)])
+    assert process.stdout is not None
+    assert process.stdout.readline() == "set\n"
+    return process
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+def test_a_client_that_is_killed_or_frozen_loses_its_gpus(
+    own: Go, spawn: Go, standin: Any, wait_until: Go, tmp_path: Path, number: signal.Signals
+) -> None:
+    own("--heartbeat-s", "0.5")
+    client = victim(spawn, tmp_path)
+    assert standin.locked() == [1005, 1005, 0, 0]
+    client.send_signal(number)
+    wait_until(lambda: standin.locked() == [0, 0, 0, 0], "the restore")
+    wait_until(lambda: not (tmp_path / "changed.json").exists(), "the note gone")
+
+
+def test_after_a_sigkill_the_next_owner_restores(own: Go, standin: Any, connect: Go, tmp_path: Path) -> None:
+    owner = own()
+    clocks = connect(tmp_path / SOCKET)
+    clocks.own("a", [0, 1])
+    clocks.wait_for(Applied, clocks.set_clock("a", 1005))
+    clocks.wait_for(Applied, clocks.set_power_cap("a", 200.0))
+    owner.kill()
+    owner.wait(20)
+    assert standin.locked() == [1005, 1005, 0, 0]  # nobody was there to restore them
+    own(gpus="2")  # another list: what was left behind is restored all the same
+    assert standin.locked() == [0, 0, 0, 0]
+    assert [standin.get(gpu, "limit_mw") for gpu in range(3)] == [400_000] * 3
+    assert not (tmp_path / "changed.json").exists()
+
+
+def test_restore_alone(own: Go, standin: Any, connect: Go, spawn: Go, tmp_path: Path) -> None:
+    owner = own()
+    clocks = connect(tmp_path / SOCKET)
+    clocks.own("a", [2])
+    clocks.wait_for(Applied, clocks.set_clock("a", 1005))
+    restore = ["-m", "live.clocks.owner", "--restore", "--folder", str(tmp_path)]
+    while_it_runs = spawn(restore, env=standin.environment)
+    assert "another owner is running" in while_it_runs.communicate(timeout=20)[1]
+    assert standin.locked() == [0, 0, 1005, 0]
+    owner.kill()
+    owner.wait(20)
+    after = spawn(restore, env=standin.environment)
+    assert "GPU 2: a previous owner left it changed; restored" in after.communicate(timeout=20)[1]
+    assert after.returncode == 0
+    assert standin.locked() == [0, 0, 0, 0]
+
+
+def test_an_unreadable_note_restores_all_listed_gpus(own: Go, standin: Any, tmp_path: Path) -> None:
+    standin.set(1, "locked_mhz", 600)
+    standin.set(3, "locked_mhz", 600)
+    (tmp_path / "changed.json").write_text("[{")
+    own()
+    assert standin.locked() == [0, 0, 0, 600]
+    assert (tmp_path / "changed.unreadable").exists()
+
+
+def test_without_permission(own: Go, refused: Go, standin: Any, connect: Go, tmp_path: Path) -> None:
+    for gpu in range(4):
+        standin.set(gpu, "fault_change", NO_PERMISSION)
+    line = refused("--gpus", "0", "--folder", str(tmp_path), env=standin.environment)
+    assert line == (
+        "voltana-clocks: error: GPU 0: Insufficient Permissions; run voltana-clocks as root (sudo voltana-clocks ...), "
+        "or with --observe, which changes nothing"
+    )
+    own("--observe")
+    clocks = connect(tmp_path / SOCKET)
+    assert clocks.read([0])[0].power_w == 100.0
+    with pytest.raises(ClockError, match="only observes"):
+        clocks.own("a", [0])
+    assert standin.get(0, "locks") == 0
+
+
+def test_permission_that_is_taken_away(own: Go, standin: Any, connect: Go, tmp_path: Path) -> None:
+    own()
+    clocks = connect(tmp_path / SOCKET)
+    clocks.own("a", [0])
+    standin.set(0, "fault_change", NO_PERMISSION)
+    answer = clocks.wait_for(Refused, clocks.set_clock("a", 1005))
+    assert (answer.code, answer.message) == ("permission", "GPU 0: Insufficient Permissions")
+    standin.set(0, "fault_change", 0)
+    clocks.wait_for(Applied, clocks.set_clock("a", 1005))
+
+
+def test_a_gpu_that_is_lost(own: Go, standin: Any, connect: Go, tmp_path: Path) -> None:
+    owner = own()
+    clocks = connect(tmp_path / SOCKET)
+    clocks.own("a", [0, 1])
+    clocks.wait_for(Applied, clocks.set_clock("a", 1005))
+    standin.set(0, "fault_all", GPU_IS_LOST)
+    answer = clocks.wait_for(Refused, clocks.set_clock("a", 1200))
+    assert (answer.code, answer.message) == ("lost", "GPU 0: GPU is lost")
+    assert standin.locked()[1] == 1200  # the other GPU of the group is set
+    with pytest.raises(ClockError, match="GPU is lost") as caught:
+        clocks.read([0])
+    assert caught.value.code == "lost"
+    assert clocks.read([1])[0].power_w == 100.0
+    owner.terminate()
+    _, text = owner.communicate(timeout=20)
+    assert owner.returncode == 3
+    assert "GPU 0: not restored: GPU 0: GPU is lost" in text
+    assert standin.locked() == [1005, 0, 0, 0]
+    assert [entry["gpu"] for entry in json.loads((tmp_path / "changed.json").read_text())] == [0]
+    standin.set(0, "fault_all", 0)  # the machine was rebooted, say
+    own()
+    assert standin.locked() == [0, 0, 0, 0]
+
+
+def test_a_slow_driver(own: Go, standin: Any, connect: Go, tmp_path: Path) -> None:
+    own()
+    clocks, other = connect(tmp_path / SOCKET, "one"), connect(tmp_path / SOCKET, "other")
+    clocks.own("a", [0])
+    other.own("b", [1])
+    standin.set(0, "delay_ms", 300)
+    number = clocks.set_clock("a", 1005)
+    slow = other.wait_for(Slow)
+    assert slow.what == "setting the clock of GPUs [0]"
+    other.watch([1])  # answered while the call is under way
+    assert not [event for event in clocks.events if isinstance(event, Applied)]
+    later = other.set_clock("b", 1005)
+    assert clocks.wait_for(Applied, number).driver_ms >= 300.0
+    assert other.wait_for(Applied, later).driver_ms < 300.0
+    assert [standin.get(gpu, "overlaps") for gpu in range(3)] == [0, 0, 0]
+
+
+def test_calls_are_serialised(own: Go, standin: Any, connect: Go, tmp_path: Path) -> None:
+    """One call at a time on the host, whoever commands."""
+    own("--changes-per-s", "1000")
+    for gpu in range(3):
+        standin.set(gpu, "delay_ms", 2)
+    clients = [connect(tmp_path / SOCKET, f"{gpu}") for gpu in range(3)]
+    for gpu, clocks in enumerate(clients):
+        clocks.own("a", [gpu])
+    numbers = [[clocks.set_clock("a", mhz) for clocks in clients] for mhz in (600, 1005, 1410, 600, 900)]
+    for clocks, number in zip(clients, numbers[-1], strict=True):
+        clocks.wait_for(Applied, number)
+    assert [standin.get(gpu, "overlaps") for gpu in range(3)] == [0, 0, 0]
+    assert standin.locked() == [900, 900, 900, 0]
+
+
+def test_an_unsupported_clock_never_reaches_the_driver(own: Go, standin: Any, connect: Go, tmp_path: Path) -> None:
+    own()
+    clocks = connect(tmp_path / SOCKET)
+    clocks.own("a", [0])
+    answer = clocks.wait_for(Refused, clocks.set_clock("a", 1411))
+    assert answer.code == "unsupported"
+    assert standin.get(0, "locks") == 0
+
+
+def test_clocks_that_this_gpu_cannot_lock(own: Go, standin: Any, connect: Go, tmp_path: Path) -> None:
+    standin.set(0, "fault_change", NOT_SUPPORTED)
+    own()
+    clocks = connect(tmp_path / SOCKET)
+    clocks.own("a", [0])
+    answer = clocks.wait_for(Refused, clocks.set_clock("a", 1005))
+    assert (answer.code, answer.message) == ("unsupported", "GPU 0: Not Supported")
+
+
+def test_no_energy_counter(own: Go, standin: Any, connect: Go, tmp_path: Path) -> None:
+    standin.set(0, "fault_energy", NOT_SUPPORTED)
+    own()
+    reading = connect(tmp_path / SOCKET).read([0])[0]
+    assert (reading.energy_j, reading.power_w, reading.clock_mhz) == (None, 100.0, 1410)
+
+
+def test_a_restore_that_fails_at_first(own: Go, standin: Any, connect: Go, wait_until: Go, tmp_path: Path) -> None:
+    own()
+    clocks = connect(tmp_path / SOCKET)
+    clocks.own("a", [0])
+    clocks.wait_for(Applied, clocks.set_clock("a", 1005))
+    standin.set(0, "fault_reset", 999)
+    clocks.close()
+    wait_until(lambda: standin.get(0, "resets") >= 1)
+    standin.set(0, "fault_reset", 0)
+    wait_until(lambda: standin.locked() == [0, 0, 0, 0])
+
+
+def test_a_driver_that_never_comes_back(own: Go, standin: Any, connect: Go, tmp_path: Path) -> None:
+    """The owner says so and keeps its note; SIGTERM is not ignored for ever."""
+    owner = own("--restore-s", "0.5")
+    clocks = connect(tmp_path / SOCKET)
+    clocks.own("a", [0])
+    clocks.wait_for(Applied, clocks.set_clock("a", 1005))
+    standin.set(0, "delay_ms", 60_000)
+    clocks.set_clock("a", 600)
+    clocks.wait_for(Slow)
+    owner.terminate()
+    _, text = owner.communicate(timeout=30)
+    assert owner.returncode == 3
+    assert "GPU 0: not restored: the driver has not answered for 0.5 s" in text
+    assert (tmp_path / "changed.json").exists()
+
+
+def test_no_driver(refused: Go, own: Go, standin: Any, connect: Go, tmp_path: Path) -> None:
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    environment = {**os.environ, "LD_LIBRARY_PATH": str(empty)}
+    line = refused("--gpus", "0", "--folder", str(tmp_path), env=environment)
+    if "libnvidia-ml.so.1 was not found" not in line:
+        pytest.skip("this host has a driver of its own")
+    assert line.endswith("only control=observe works without it")
+
+
+def test_a_driver_that_does_not_start(refused: Go, own: Go, standin: Any, connect: Go, tmp_path: Path) -> None:
+    standin.fail_to_start(VERSION_MISMATCH)
+    line = refused("--gpus", "0", "--folder", str(tmp_path), env=standin.environment)
+    assert "reboot: the driver was updated under the running kernel" in line
+    own("--observe")
+    clocks = connect(tmp_path / SOCKET)
+    reading = clocks.read([1])[0]
+    assert (reading.power_w, reading.energy_j, reading.clock_mhz) == (None, None, None)
+    assert clocks.gpus[1].name == "unknown (no driver)"
+
+
+def test_an_unknown_gpu(refused: Go, standin: Any, tmp_path: Path) -> None:
+    line = refused("--gpus", "0,4", "--folder", str(tmp_path), env=standin.environment)
+    assert line == "voltana-clocks: error: --gpus: GPU 4: found no such index; allowed: 0 to 3"
+
+
+def test_a_second_owner(refused: Go, own: Go, standin: Any, tmp_path: Path) -> None:
+    own()
+    line = refused("--gpus", "3", "--folder", str(tmp_path), env=standin.environment)
+    assert "owner.lock: another owner is running" in line

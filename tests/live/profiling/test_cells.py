@@ -1,0 +1,128 @@
+"""Which loads are measured."""
+
+from itertools import count
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from live.profiling.cells import Cell, Group, decode_groups, misfit, prefill_group, spread_order
+from live.profiling.measure import Measured
+from live.profiling.search import Search
+from live.profiling.settings import DecodeCells, PrefillCells
+from voltana.ecopred import decode_bin
+
+contexts = st.tuples(st.integers(1, 300), st.integers(0, 3000)).map(lambda pair: (pair[0], pair[0] + pair[1]))
+
+
+@given(st.integers(1, 2048), contexts, st.integers(1, 2_000_000))
+def test_decode_cells_are_within_range_capacity_and_bin(max_batch: int, span: tuple[int, int], capacity: int) -> None:
+    groups = list(decode_groups(DecodeCells(max_batch, span, 5), capacity))
+    assert bool(groups) == (span[0] <= capacity)
+    for group in groups:
+        assert len({decode_bin(cell.batch_size) for cell in group.cells}) == 1
+        assert len(set(group.cells)) == len(group.cells)
+        for cell in group.cells:
+            assert 1 <= cell.batch_size <= max_batch
+            assert span[0] <= cell.length <= span[1]
+            assert cell.tokens <= capacity
+
+
+@given(st.integers(1, 5000), st.integers(0, 20000), st.integers(1, 4096))
+def test_prefill_cells_are_whole_prompts(low: int, more: int, prompt: int) -> None:
+    group = prefill_group(PrefillCells((low, low + more), prompt, 4))
+    for cell in group.cells:
+        assert cell.length == prompt or (cell.batch_size == 1 and cell.length < prompt)
+        assert cell.tokens <= max(low + more, prompt) + prompt / 2
+
+
+def test_a_group_starts_with_its_corners_and_middle() -> None:
+    (group,) = decode_groups(DecodeCells(4, (100, 500), 5), 10**6)
+    done: list[Cell] = []
+    for _ in range(5):
+        cell = group.next_cell(done)
+        assert cell is not None
+        done.append(cell)
+    assert {cell[1:] for cell in done[:4]} == {(1, 100), (1, 500), (4, 100), (4, 500)}
+    assert done[4].length == 300 and done[4].batch_size in (2, 3)
+
+
+def test_every_candidate_comes_once() -> None:
+    (group,) = decode_groups(DecodeCells(4, (10, 50), 5), 10**6)
+    done: list[Cell] = []
+    while (cell := group.next_cell(done)) is not None:
+        done.append(cell)
+    assert sorted(done) == sorted(group.cells)
+
+
+def test_groups_are_begun_at_the_ends() -> None:
+    groups = [prefill_group(PrefillCells((8, 64), 8, 4)), *decode_groups(DecodeCells(64, (1, 10), 5), 10**6)]
+    order = spread_order(groups)
+    assert sorted(map(id, order)) == sorted(map(id, groups))
+    assert order[0].phase == "prefill"
+    assert [order[1], order[2]] == [groups[-1], groups[1]]
+
+
+def test_misfit_is_zero_on_a_plane_and_finds_a_bend() -> None:
+    (group,) = decode_groups(DecodeCells(4, (10, 500), 5), 10**6)
+    plane = {cell: 1e-3 + 1e-5 * cell.batch_size + 1e-7 * cell.tokens for cell in group.cells[::3]}
+    assert misfit(plane) == pytest.approx(0.0, abs=1e-9)
+    bent = {cell: value * (1.3 if cell.length > 400 else 1.0) for cell, value in plane.items()}
+    assert misfit(bent) > 0.02
+    assert misfit(dict(list(plane.items())[:3])) == 1.0
+
+
+def finished(cell: Cell, latency_s: float, spent_s: float = 1.0) -> Measured:
+    return Measured(
+        cell.phase, 1000, cell.batch_size, cell.length, latency_s, 0, 0, 3, None, None, None, 0, "", spent_s
+    )
+
+
+def run_search(search: Search, bend: Group | None = None) -> list[Cell]:
+    order = []
+    for number in count():
+        cell = search.next_cell()
+        if cell is None:
+            return order
+        order.append(cell)
+        crooked = bend is not None and cell in bend.cells
+        latency = 1e-3 + 1e-7 * cell.tokens + (3e-4 * (number % 3) if crooked else 0.0)
+        search.add(finished(cell, latency))
+    return order
+
+
+GROUPS = spread_order([prefill_group(PrefillCells((8, 64), 8, 4)), *decode_groups(DecodeCells(16, (1, 100), 5), 10**6)])
+
+
+def test_first_every_group_then_where_the_fit_is_worst() -> None:
+    bend = GROUPS[2]
+    order = run_search(Search(GROUPS, [], budget_s=30), bend)
+    assert len(order) == 30 == len(set(order))
+    own = 4 + 5 * 3
+    assert sorted(order[:own]) == sorted(cell for g in GROUPS for cell in [c for c in order[:own] if c in g.cells])
+    assert set(order[own:]) <= set(bend.cells)
+
+
+def test_a_group_begun_is_finished_though_time_is_up() -> None:
+    assert len(run_search(Search(GROUPS, [], budget_s=11))) == 4 + 5 + 5
+
+
+def test_each_phase_gets_a_group_even_without_time() -> None:
+    assert len(run_search(Search(GROUPS, [], budget_s=0))) == 4 + 5
+
+
+def test_what_was_measured_before_is_not_measured_again() -> None:
+    first = run_search(Search(GROUPS, [], budget_s=12))
+    again = Search(GROUPS, [finished(cell, 1e-3) for cell in first], budget_s=12)
+    assert again.spent_s == len(first)
+    assert run_search(again) == []
+    longer = Search(GROUPS, [finished(cell, 1e-3) for cell in first], budget_s=20)
+    assert not set(run_search(longer)) & set(first)
+
+
+def test_a_skipped_cell_is_not_offered_again() -> None:
+    search = Search(GROUPS, [], budget_s=10)
+    cell = search.next_cell()
+    assert cell is not None
+    search.skip(cell)
+    assert cell not in run_search(search)

@@ -1,0 +1,30 @@
+"""The governor in a run: highest clock at work, lowest when idle, with both engines."""
+
+from collections.abc import Callable
+
+import pytest
+
+from voltana.record import RunRecord
+
+Run = Callable[..., RunRecord]
+
+
+def test_both_engines_agree(run: Run) -> None:
+    reference, fast = (
+        run("policy=governor", "requests=60", f"engine={name}").summary for name in ("reference", "fast")
+    )
+    assert fast["requests"]["completed"] == 60
+    for key in ("joint_attainment", "clock_changes", "duration_s"):
+        assert fast[key] == pytest.approx(reference[key], rel=1e-9), key
+    for key in ("total", "prefill", "decode"):
+        assert fast["energy_j"][key] == pytest.approx(reference["energy_j"][key], rel=1e-9), key
+
+
+def test_work_never_waits_for_the_clock_and_idle_time_is_spent_at_the_lowest(run: Run) -> None:
+    setting = ("requests=30", "rps=2", "duration_s=20")
+    governor, fixed = (run(f"policy={name}", *setting) for name in ("governor", "static_max"))
+    assert governor.summary["ttft_ms"] == pytest.approx(fixed.summary["ttft_ms"], rel=1e-9)
+    assert governor.summary["energy_j"]["total"] < fixed.summary["energy_j"]["total"]
+    rows = governor.instances()
+    assert set(rows.clock_mhz[rows.batch_size > 0]) == {1410}
+    assert 210 in set(rows.clock_mhz[rows.batch_size == 0])
