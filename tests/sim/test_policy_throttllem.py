@@ -29,7 +29,7 @@ def numbers(summary: object, key: str = "") -> dict[str, float]:
 def test_both_engines_write_the_same_record(run: Run, load: tuple[str, ...]) -> None:
     reference, fast = (run("policy=throttllem", "requests=60", f"engine={e}", *load) for e in ("reference", "fast"))
     assert numbers(fast.summary) == pytest.approx(numbers(reference.summary), rel=1e-9, abs=1e-9)
-    assert fast.summary["requests"]["completed"] == 60
+    assert fast.summary["requests"]["completed"] == fast.summary["requests"]["submitted"] > 0
     assert len(fast.instances()) == len(reference.instances())
     assert fast.requests()["finish_s"].to_numpy() == pytest.approx(
         reference.requests()["finish_s"].to_numpy(), rel=1e-9

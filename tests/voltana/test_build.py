@@ -67,7 +67,7 @@ def nothing() -> Any:
     raise AssertionError("must not be asked for")
 
 
-OFFERED = ("phase", "slo", "clocks_mhz", "predictor", "seed")
+OFFERED = ("phase", "slo", "clocks_mhz", "predictor", "kv_capacity_tokens", "power_limits_w", "seed", "truth")
 NOTHING: Offers = dict.fromkeys(OFFERED, nothing)
 
 
@@ -78,7 +78,10 @@ def offers(slo: Slo, clocks: tuple[int, ...], predictor: EcoPred) -> Offers:
         "slo": lambda: slo,
         "clocks_mhz": lambda: clocks,
         "predictor": lambda: predictor,
+        "kv_capacity_tokens": lambda: 400_000,
+        "power_limits_w": lambda: (100.0, 400.0),
         "seed": lambda: 7,
+        "truth": object,
     }
 
 
