@@ -2,7 +2,7 @@
 
 The workload: 2P2D, Llama-3.1-8B, 2,000 requests, Poisson arrivals at 8 per second, log-normal lengths with means 226
 (sigma 1.0, 4..2000) and 202 (sigma 0.8, 4..1500), seed 0; energy and records on. With `--scale`, also a million
-requests on 64P64D.
+requests on 64P64D. With `--decisions`, only what a decision costs (`sim.bench_decisions`).
 """
 
 from __future__ import annotations
@@ -129,6 +129,17 @@ def scale_lines() -> list[Line]:
     return lines
 
 
+def decisions_table() -> Table:
+    """What a decision of every policy and router costs."""
+    from sim.bench_decisions import decision_costs
+
+    table = Table("microseconds per decision", "median", "p99", "target (median)", "decisions")
+    for cost in decision_costs():
+        target = "" if cost.target_us is None else f"<= {cost.target_us:g}"
+        table.add_row(cost.what, f"{cost.median_us:.1f}", f"{cost.p99_us:.1f}", target, str(cost.answers))
+    return table
+
+
 def _median(measure: Callable[[], Cost]) -> Cost:
     costs = [measure() for _ in range(REPEATS)]
     return Cost(*(statistics.median(column) for column in zip(*costs, strict=True)))
@@ -138,7 +149,11 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(prog="python -m sim.bench", description=__doc__)
     parser.add_argument("--scale", action="store_true", help="also a million requests on 64P64D (minutes)")
+    parser.add_argument("--decisions", action="store_true", help="microseconds per decision of every policy instead")
     arguments = parser.parse_args()
+    if arguments.decisions:
+        Console().print(decisions_table())
+        return
     table = Table("measurement", "value", "target", title=f"voltana on Python {sys.version.split()[0]}")
     for line in small_lines() + (scale_lines() if arguments.scale else []):
         table.add_row(*line)

@@ -24,7 +24,8 @@ import msgspec
 import uvloop
 
 from live.controller import Controller
-from live.emulated.cluster import EmulatedClocks, EmulatedCluster, Endpoint
+from live.emulated.cluster import EmulatedClocks, EmulatedCluster
+from live.servers import Endpoint
 from live.telemetry.subscriber import Subscriber
 from voltana.errors import UserError
 from voltana.state import Decision, LoadSnapshot

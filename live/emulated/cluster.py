@@ -10,12 +10,13 @@ import tempfile
 from asyncio.subprocess import PIPE, Process
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Any, Self
 
 import msgspec
 
 from live.emulated.config import ServerConfig, check
 from live.emulated.http import encode_json
+from live.servers import Endpoint, Role
 from voltana.errors import UserError
 from voltana.state import Phase
 
@@ -24,24 +25,6 @@ START_S = 30.0
 
 STOP_S = 3.0
 """A server that has not stopped by then is killed."""
-
-
-class Endpoint(NamedTuple):
-    """A server that runs."""
-
-    name: str
-    phase: Phase
-    host: str
-    port: int
-    bootstrap_port: int
-    """Of a prefill server; 0 for others."""
-    telemetry: str
-    pid: int
-
-    @property
-    def url(self) -> str:
-        """Where it serves HTTP."""
-        return f"http://{self.host}:{self.port}"
 
 
 class EmulatedCluster:
@@ -73,9 +56,9 @@ class EmulatedCluster:
         except msgspec.ValidationError as error:
             raise UserError(f"emulated server: {error}") from error
 
-    def of(self, phase: Phase) -> list[Endpoint]:
-        """The servers of a phase."""
-        return [endpoint for endpoint in self.endpoints.values() if endpoint.phase == phase]
+    def of(self, role: Role) -> list[Endpoint]:
+        """The servers of a role."""
+        return [endpoint for endpoint in self.endpoints.values() if endpoint.role == role]
 
     async def start(self) -> None:
         """Start all servers and wait until they listen.

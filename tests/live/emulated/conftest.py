@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from live.emulated.cluster import EmulatedCluster, Endpoint
+from live.emulated.cluster import EmulatedCluster
+from live.servers import Endpoint
 from sim.compose import compose_sim
 
 rooms = count(1)

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from live.emulated.cluster import EmulatedCluster, Endpoint
+from live.emulated.cluster import EmulatedCluster
+from live.servers import Endpoint
 
 Run = Callable[..., None]
 LONG = {"input_ids": [1] * 50, "sampling_params": {"max_new_tokens": 5000}, "stream": True}

@@ -82,7 +82,7 @@ def test_energy_is_the_integral_of_the_rows(run: Run, client: Any, plant: Plant)
             assert all(first["time_s"] < second["time_s"] for first, second in pairwise(rows))
             assert max(row["batch_size"] for row in rows) >= 1
             assert rows[0]["power_w"] == pytest.approx(plant.idle_power_w(1410))
-            clock = 1410 if server.phase == "prefill" else 1005
+            clock = 1410 if server.role == "prefill" else 1005
             assert energy["power_w"] == pytest.approx(plant.idle_power_w(clock))
             later = (await client.ask(server, "GET", f"/emulated/rows?first={len(rows)}")).json["rows"]
             assert len(later) >= 1 and later[0][0] == shown["end_s"]

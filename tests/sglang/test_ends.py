@@ -1,0 +1,80 @@
+"""Requests that end early, and servers that do."""
+
+import asyncio
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from live.sglang.environment import Environment
+from live.sglang.launch import SglangServers
+from voltana.errors import UserError
+
+
+@pytest.mark.parametrize("stream", [True, False])
+async def test_a_client_that_goes_frees_both_servers(stack: Any, stream: bool) -> None:
+    async with stack.telemetry() as subscriber, stack.router(1, 1) as router:
+        body = {"input_ids": stack.prompt(50), "sampling_params": stack.greedy(7000), "stream": stream}
+        calling = await stack.call(router.url, "/generate", body)
+        await stack.until(lambda: subscriber.load("decode-0").batch_size == 1)
+        if stream:
+            assert (await calling.head()).status == 200
+            assert (await calling.part()).startswith(b"data: ")
+        calling.close()
+        await stack.until(lambda: subscriber.load("decode-0").batch_size == 0, 15)
+        assert subscriber.load("decode-0").iterations < 6000, "it was stopped, it did not end"
+        await asyncio.sleep(0)
+        for name in ("prefill-0", "decode-0"):
+            answer = await stack.ask(stack.endpoint(name).url, "/v1/loads?include=core")
+            assert answer.json["loads"][0]["num_running_reqs"] == 0
+        body = {"input_ids": stack.prompt(50), "sampling_params": stack.greedy(5)}
+        assert (await stack.ask(router.url, "/generate", body)).status == 200
+
+
+async def test_a_server_that_cannot_start_says_why(environment: Environment, tmp_path: Path) -> None:
+    servers = SglangServers(
+        environment.python, tmp_path / "no-model", prefill=0, decode=0, unified=1, folder=tmp_path / "logs"
+    )
+    with pytest.raises(UserError, match=r"unified-0 ended with status [1-9]\d* after \d+ s") as caught:
+        await servers.start()
+    assert "no-model" in str(caught.value) and str(tmp_path / "logs" / "unified-0.log") in str(caught.value)
+    assert servers.endpoints == {}
+
+
+@pytest.mark.fatal
+async def test_a_server_killed_in_mid_run_takes_only_its_own_requests_with_it(stack: Any) -> None:
+    victim = stack.endpoint("decode-1")
+    tokens = 400
+    async with stack.telemetry() as subscriber, stack.router(health_interval_s=1.0) as router:
+        bodies = [
+            {"input_ids": stack.prompt(50, seed), "sampling_params": stack.greedy(tokens), "stream": True}
+            for seed in range(6)
+        ]
+        calls = [await stack.call(router.url, "/generate", body) for body in bodies]
+        await stack.until(
+            lambda: subscriber.load("decode-0").batch_size == 3 and subscriber.load("decode-1").batch_size == 3
+        )
+        os.kill(victim.pid, signal.SIGKILL)
+
+        answers = []
+        for calling in calls:
+            await calling.head()
+            answers.append(await calling.rest())
+        whole = [answer for answer in answers if answer.is_done and "error" not in answer.events[-1]]
+        broken = [answer for answer in answers if answer not in whole]
+        assert len(whole) == len(broken) == 3
+        assert all(answer.events[-1]["meta_info"]["completion_tokens"] == tokens for answer in whole)
+        assert all(b"error" in answer.body or not answer.whole for answer in broken), "a failure looks like one"
+
+        await stack.until(lambda: stack.exits)
+        name, message = stack.exits[0]
+        assert name == "decode-1" and message.startswith("decode-1 was killed by signal 9")
+        assert stack.servers.status("decode-1") == 128 + signal.SIGKILL
+        with pytest.raises(ProcessLookupError):
+            os.killpg(victim.pid, 0)
+
+        body = {"input_ids": stack.prompt(50), "sampling_params": stack.greedy(5)}
+        after = [await stack.ask(router.url, "/generate", body) for _ in range(4)]
+        assert [answer.status for answer in after] == [200] * 4, "the router goes on without it"
