@@ -77,9 +77,8 @@ class DecodeInstance(Instance):
     def form_batch(self) -> bool:
         """Retract while the next token would not fit, then admit while there is room."""
         retracted = False
-        while self._kv_tokens + len(self._running) > self._limits.kv_tokens:
-            self._retract()
-            retracted = True
+        while not self._limits.grow(len(self._running), self._kv_tokens):
+            retracted = self._retract()
         while not retracted and self._waiting and self._fits(self._waiting[0]):
             self._join(self._waiting.popleft())
         return bool(self._running)
@@ -94,15 +93,17 @@ class DecodeInstance(Instance):
         if job.decode_start_s is None:
             job.decode_start_s = self.env.now
 
-    def _retract(self) -> None:
+    def _retract(self) -> bool:
+        """Put the request that joined last back into the queue; False if it was alone, and so has failed."""
         job = self._running.pop()
         self._kv_tokens -= job.kv_tokens
         if not self._running:
             self._failed(job)
-            return
+            return False
         self._waiting_tokens += job.kv_tokens
         self._waiting.appendleft(job)
         self.retractions += 1
+        return True
 
     def what_if(self, clock_mhz: int) -> Step:
         """Cost of an iteration at a clock."""

@@ -23,7 +23,7 @@ class RequestFlow(ABC):
         if self._spec.predicts_lengths:
             job.expected_tokens = self._spec.expected_tokens(job.request)
         self._recorder.arrived(job)
-        if job.request.input_tokens >= self._spec.decode_limits.kv_tokens:
+        if not self._spec.decode_limits.serve(job.request.input_tokens):
             self._fail(job)
             return
         job.prefill = self._to_prefill.dispatch(info(job))

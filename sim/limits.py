@@ -28,13 +28,21 @@ class DecodeLimits:
     kv_tokens: int
     """KV tokens that fit."""
     reserve_tokens: int
-    """Room kept for every request of the batch when another one joins."""
+    """Room kept for every request of the batch when another one joins; at least that of its next token."""
+
+    def serve(self, prompt_tokens: int) -> bool:
+        """Whether the cache holds a prompt, its first token and the next one."""
+        return prompt_tokens + 2 <= self.kv_tokens
+
+    def grow(self, batch_size: int, kv_tokens: int) -> bool:
+        """Whether the next token of every request fits."""
+        return kv_tokens + batch_size <= self.kv_tokens
 
     def admit(self, batch_size: int, kv_tokens: int) -> bool:
         """Whether a batch may grow to this size and this many KV tokens; one request alone always may."""
         if batch_size > self.max_requests:
             return False
-        return batch_size == 1 or kv_tokens + batch_size * self.reserve_tokens <= self.kv_tokens
+        return batch_size == 1 or kv_tokens + batch_size * max(1, self.reserve_tokens) <= self.kv_tokens
 
 
 @dataclass(frozen=True, slots=True)

@@ -325,8 +325,7 @@ class DecodeInstance(Instance):
     def _form_batch(self) -> bool:
         retracted = False
         while self._kv_tokens + len(self._running) > self.kv_capacity:
-            self._retract()
-            retracted = True
+            retracted = self._retract()
         while not retracted and self._waiting and self._fits(self._waiting[0]):
             job = self._waiting.popleft()
             self._waiting_tokens -= job.kv_tokens
@@ -339,18 +338,20 @@ class DecodeInstance(Instance):
         batch = len(self._running) + 1
         if batch > self._limits.max_requests:
             return False
-        need = self._kv_tokens + job.kv_tokens + batch * self._limits.reserve_tokens
+        need = self._kv_tokens + job.kv_tokens + batch * max(1, self._limits.reserve_tokens)
         return batch == 1 or need <= self.kv_capacity
 
-    def _retract(self) -> None:
+    def _retract(self) -> bool:
+        """Put the request that joined last back into the queue; False if it was alone, and so has failed."""
         job = self._running.pop()
         self._kv_tokens -= job.kv_tokens
         if not self._running:
             self._failed(job)
-            return
+            return False
         self._waiting_tokens += job.kv_tokens
         self._waiting.appendleft(job)
         self.retractions += 1
+        return True
 
     def _step(self) -> Step:
         return self.plant.decode(len(self._running), self._kv_tokens, self.clock_mhz, self._limit_w)

@@ -209,9 +209,8 @@ class FastDecode(FastInstance):
     def _form_batch(self) -> bool:
         """As the reference: retract while the next token would not fit, then admit while there is room."""
         retracted = False
-        while self._kv_tokens + self._batch > self._limits.kv_tokens:
-            self._retract()
-            retracted = True
+        while not self._limits.grow(self._batch, self._kv_tokens):
+            retracted = self._retract()
         while not retracted and self._waiting and self._fits(self._waiting[0]):
             self._join(self._waiting.popleft())
         return self._batch > 0
@@ -231,16 +230,18 @@ class FastDecode(FastInstance):
         if job.decode_start_s is None:
             job.decode_start_s = self.events.now
 
-    def _retract(self) -> None:
+    def _retract(self) -> bool:
+        """As the reference."""
         _, member = self._members.popitem()
         self._take_out(member, self._iteration - member.joined)
         job = member.job
         if not self._batch:
             self._failed(job)
-            return
+            return False
         self._waiting_tokens += job.kv_tokens
         self._waiting.appendleft(job)
         self.retractions += 1
+        return True
 
     def _take_out(self, member: Member, tokens: int) -> None:
         """Bring a job that leaves the batch up to date."""

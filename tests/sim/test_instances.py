@@ -85,6 +85,14 @@ def test_what_can_never_fit_fails_and_the_rest_goes_on(run: Run, trace: Callable
     assert record.summary["ttft_attainment"] == pytest.approx(1 / 3)
 
 
+def test_who_outgrows_the_cache_leaves_it_to_those_who_wait(run: Run, trace: Callable[..., list[str]]) -> None:
+    jobs = trace((0.0, 700, 900), (0.0, 700, 40), (0.0, 799, 5), (0.0, 798, 2))
+    record = run(*jobs, "serving.decode.kv_tokens=800", "serving.decode.reserve_tokens=0")
+    requests = record.requests().sort_values("request_id")
+    assert requests.status.tolist() == ["failed", "completed", "failed", "completed"]
+    assert (_batches(record, "decode").kv_tokens <= 800).all()
+
+
 def test_kv_travels_before_decode_starts(run: Run, trace: Callable[..., list[str]]) -> None:
     jobs = trace((0.0, 1000, 2))
     slow = run(*jobs, "cluster.link.latency_s=0.5", "cluster.link.streams=1", "cluster.link.bytes_per_s=1e9")
