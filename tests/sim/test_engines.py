@@ -1,6 +1,7 @@
 """The event-skipping engine writes the record of the reference."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,25 +10,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import conf
 from sim.fast.decode import LongestGaps, Run
 from sim.run import simulate
 from voltana.record import RunRecord
 
 TOLERANCE = 1e-9
+POLICIES = sorted(file.stem for file in (Path(conf.__file__).parent / "policy").glob("*.yaml"))
 Values = Callable[..., dict[str, Any]]
 
 RUNS = st.fixed_dictionaries(
     {
-        "policy": st.sampled_from(
-            [
-                "static_max",
-                "static_1005",
-                "voltana",
-                "voltana_released",
-                "voltana_online",
-                "voltana_next",
-            ]
-        ),
+        "policy": st.sampled_from(POLICIES),
         "model": st.sampled_from(["llama31_8b", "qwen3_32b", "ministral_3b"]),
         "trace": st.sampled_from(["sharegpt", "lmsys", "lognormal"]),
         "arrival": st.sampled_from(["poisson", "gamma"]),
@@ -64,7 +58,7 @@ def _both(values: Values, tmp_path_factory: pytest.TempPathFactory) -> Callable[
     return go
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(choice=RUNS)
 def test_both_engines_write_the_same_record(both: Callable[..., list[RunRecord]], choice: dict[str, Any]) -> None:
     reference, fast = both(*(f"{key}={value}" for key, value in choice.items()))
