@@ -21,12 +21,16 @@ class Report(Callback):
         figure: as of `voltana-plot`: curves or tradeoff.
         x: the configuration key along the axis of curves.
         baseline: the policy whose energy the others save.
+        oracle: the policy whose energy theirs is shown over, where it is there.
     """
 
-    def __init__(self, figure: str = "curves", x: str = "rps", baseline: str = "static_max") -> None:
+    def __init__(
+        self, figure: str = "curves", x: str = "rps", baseline: str = "static_max", oracle: str = "oracle"
+    ) -> None:
         self._figure = figure
         self._x = x
         self._baseline = baseline
+        self._oracle = oracle
 
     def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
         """Report on the sweep that has ended."""
@@ -35,7 +39,7 @@ class Report(Callback):
 
         folder = Path(str(config.hydra.sweep.dir))
         runs = load_runs([folder])
-        comparison = tables.compare(runs, self._baseline)
+        comparison = tables.compare(runs, self._baseline, self._oracle)
         (folder / "table.csv").write_text(tables.csv_text(comparison))
         (folder / "table.md").write_text(tables.markdown(comparison, "short"))
         figure = (

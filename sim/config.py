@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from voltana.errors import UserError
 
@@ -177,7 +177,16 @@ class SimConfig(PlantConfig):
     seed: Seed
     engine: Literal["fast", "reference"]
     experiment: Part | None
+    bound: bool
     predictor: str
+
+    @field_validator("bound")
+    @classmethod
+    def _of_a_steady_plant(cls, bound: bool, others: ValidationInfo) -> bool:
+        serving, drift = others.data.get("serving"), others.data.get("drift")
+        if bound and ((serving and serving.latency_noise) or (drift and drift.at_s is not None)):
+            raise ValueError("false where the plant drifts (drift) or is noisy (serving.latency_noise)")
+        return bound
 
 
 def parse(kind: type[Model], values: Mapping[str, Any]) -> Model:
@@ -199,5 +208,5 @@ def _explain(error: ValidationError) -> str:
         return f"{key}: unknown key"
     if first["type"] == "missing":
         return f"{key}: missing"
-    allowed = first["msg"].removeprefix("Input should be ")
+    allowed = first["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
     return f"{key}: found {first['input']!r}, allowed: {allowed}"

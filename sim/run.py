@@ -13,7 +13,7 @@ from sim.build import RunBuilder
 from sim.config import SimConfig, parse
 from sim.recorder import Recorder
 from voltana.errors import UserError
-from voltana.record import RecordWriter
+from voltana.record import RecordWriter, RunRecord
 
 if TYPE_CHECKING:
     from sim.cluster import Cluster
@@ -65,7 +65,12 @@ def simulate(
             raise
         if not recorder.submitted:
             raise UserError("duration_s: no request arrives within it, allowed: long enough for at least one")
-        return close(interrupted=False)
+        summary = close(interrupted=False)
+    if config.bound:
+        from sim.bound import KEY, add_bound
+
+        summary[KEY] = add_bound(RunRecord(folder)).total_j
+    return summary
 
 
 _interrupted = False

@@ -278,6 +278,16 @@ def test_live_and_interrupted_runs_have_none(run: Run) -> None:
             add_bound(RunRecord(record.folder))
 
 
+def test_a_run_adds_it_itself_where_asked(run: Run) -> None:
+    record = run("policy=static_max", "requests=20", "bound=true")
+    assert record.summary["energy_bound_j"] == pytest.approx(bound_of(record).total_j, rel=1e-12)
+
+
+def test_no_bound_is_promised_for_a_plant_that_changes(run: Run) -> None:
+    with pytest.raises(UserError, match="bound: found True, allowed: false where"):
+        run("policy=static_max", "bound=true", "serving.latency_noise=0.1")
+
+
 def test_a_folder_without_records_is_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([str(tmp_path)]) == 2
     assert capsys.readouterr().err.startswith("sim.bound: error: ")
