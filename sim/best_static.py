@@ -261,8 +261,8 @@ def find(values: Mapping[str, Any], tolerance: float, target: float | None, lowe
     Raises:
         UserError: something in the configuration is wrong, or no clock is that high.
     """
-    from sim.build import build_plant
     from sim.config import SimConfig, parse
+    from sim.plant.build import build_plant
 
     supported = build_plant(parse(SimConfig, values)).gpu.clocks()
     clocks = [clock for clock in supported if clock >= lowest_mhz]

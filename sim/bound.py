@@ -67,12 +67,13 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import ConfigDict
 
-from sim.build import build_plant
-from sim.config import ClusterConfig, DriftConfig, PlantConfig, parse
+from sim.config import DriftConfig
 from sim.plant import Plant
+from sim.plant.build import build_plant
 from sim.plant.decode import CHORD_GRID
 from sim.plant.operators import LONG, SHORT, Operators, Work
 from sim.plant.transformer import Transformer
+from voltana.config import ClusterConfig, PlantConfig, parse
 from voltana.errors import UserError
 from voltana.record import COMPLETED, SUMMARY, RunRecord, find_records
 from voltana.state import Slo

@@ -137,9 +137,9 @@ def profile_plant(values: dict[str, Any], out: Path) -> None:
         values: the resolved configuration of voltana-profile.
         out: the table to write.
     """
-    from sim import profiling
-    from sim.build import build_plant
-    from sim.config import PlantConfig, parse
+    from sim.plant import profiling
+    from sim.plant.build import build_plant
+    from voltana.config import PlantConfig, parse
     from voltana.profile import write_profile
 
     checked = parse(PlantConfig, values)

@@ -42,14 +42,8 @@ def simulate(
     config = parse(SimConfig, values)
     builder = RunBuilder(config)
     spec, requests = builder.cluster(), builder.requests()
-    policy = config.policy
-    about = {
-        "name": policy.name,
-        "frequency": {"prefill": policy.prefill_controller, "decode": policy.decode_controller},
-        "router": {"prefill": policy.prefill_router, "decode": policy.decode_router},
-    }
     with RecordWriter(folder, values) as writer:
-        recorder = Recorder(writer, builder.slo, about)
+        recorder = Recorder(writer, builder.slo, config.policy.about())
         cluster = engine(config.engine)(spec, requests, recorder, writer.instance, progress)
         started = time.perf_counter()
 

@@ -27,10 +27,10 @@ from sim.bound import (
     most_at_once,
     prefill_costs,
 )
-from sim.build import build_plant
 from sim.compose import compose_sim
 from sim.config import SimConfig, parse
 from sim.plant import Plant
+from sim.plant.build import build_plant
 from sim.run import simulate
 from voltana.errors import UserError
 from voltana.record import SUMMARY, RunRecord

@@ -81,7 +81,7 @@ def test_no_way_leads_to_the_plant_or_the_future(
         policies.append(made)
         return Spied(made, given)
 
-    monkeypatch.setattr("sim.build.build_policy", spy)
+    monkeypatch.setattr("voltana.bundle.build_policy", spy)
     run(f"policy={policy}", "requests=30")
     assert len(policies) == 6 and len(given) > 100
     offences = {offence for thing in [*given, *policies] for offence in _offences(thing)}

@@ -10,10 +10,10 @@ import pytest
 
 import conf
 import voltana.build
-from sim.build import build_plant
 from sim.compose import compose_sim
 from sim.config import SimConfig, parse
 from sim.plant import Plant, Step
+from sim.plant.build import build_plant
 from voltana.oracle import Oracle
 from voltana.record import RunRecord
 from voltana.state import LoadSnapshot, Slo
@@ -104,7 +104,7 @@ def test_only_what_is_called_an_oracle_asks_for_the_truth(policy: str, monkeypat
         assert (getattr(made, "truth", None) is None) == ("Oracle" not in config["_target_"])
         return made
 
-    monkeypatch.setattr("sim.build.build_policy", spy)
+    monkeypatch.setattr("voltana.bundle.build_policy", spy)
     from sim.build import RunBuilder
 
     RunBuilder(parse(SimConfig, compose_sim(f"policy={policy}"))).cluster()

@@ -13,10 +13,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import sim.plant
 import voltana
-from sim.config import PlantConfig
-from sim.plant import Plant
+from sim.plant.plant import Plant
+from voltana.config import PlantConfig
 from voltana.ecopred import EcoPred
 from voltana.errors import UserError
 
@@ -47,7 +46,7 @@ def load_predictor(source: str, config: PlantConfig, plant: Plant) -> EcoPred:
 
 def profile_and_fit(config: PlantConfig, plant: Plant) -> EcoPred:
     """Profile the plant and fit, now."""
-    from sim.profiling import profile_plant
+    from sim.plant.profiling import profile_plant
     from voltana.fitting import fit_ecopred
 
     samples = profile_plant(plant, config.profile)
@@ -74,7 +73,7 @@ def _content_hash(config: PlantConfig) -> str:
 
 @cache
 def _code_hash() -> str:
-    here, library = Path(sim.plant.__file__).parent, Path(voltana.__file__).parent
-    sources = [*sorted(here.glob("*.py")), Path(__file__).with_name("profiling.py")]
+    here, library = Path(__file__).parent, Path(voltana.__file__).parent
+    sources = sorted(here.glob("*.py"))
     sources += [library / name for name in ("fitting.py", "ecopred.py", "profile.py")]
     return hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()

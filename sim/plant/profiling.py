@@ -6,9 +6,9 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from sim.config import DecodeProfile, PrefillProfile, ProfileConfig
-from sim.plant import Plant, Step
+from sim.plant.plant import Plant, Step
 from voltana import checks
+from voltana.config import DecodeProfile, PrefillProfile, ProfileConfig
 from voltana.ecopred import BIN_ENDS
 from voltana.errors import UserError
 from voltana.profile import Sample
