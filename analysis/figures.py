@@ -35,6 +35,7 @@ _LABELS = {
     "arrival.burstiness": "Burstiness of arrivals",
     "actuation.block_s": "Time a clock call blocks (s)",
     "drift.name": "GPUs in the middle of the run",
+    "serving.length_error": "Error of guessed lengths (relative)",
 }
 
 
@@ -299,7 +300,7 @@ def tradeoff(runs: RunSet, baseline: str) -> Figure:
                         markersize=7,
                     )
             axis.set_title("\n".join(panel))
-            axis.set_xlabel(f"Energy saved against {baseline} (%)")
+        figure.supxlabel(f"Energy saved against {baseline} (%)", fontsize="medium")
         figure.axes[0].set_ylabel("Requests that meet both objectives (%)")
         _legend(figure, figure.axes, published=False)
     return figure

@@ -133,7 +133,7 @@ def decisions_table() -> Table:
     """What a decision of every policy and router costs."""
     from sim.bench_decisions import decision_costs
 
-    table = Table("microseconds per decision", "median", "p99", "target (median)", "decisions")
+    table = Table("who decides", "median us", "p99 us", "target", "asked")
     for cost in decision_costs():
         target = "" if cost.target_us is None else f"<= {cost.target_us:g}"
         table.add_row(cost.what, f"{cost.median_us:.1f}", f"{cost.p99_us:.1f}", target, str(cost.answers))

@@ -31,7 +31,8 @@ STATES = 300
 """Of each kind, for a router."""
 LOADS = ((60, 160), (200, 340), (600, 900))
 """Requests per instance, lowest and highest, of each kind of state."""
-TARGETS_US = {"policy voltana": 5.0, "router ecoroute / 2": 20.0, "router ecoroute / 256": 100.0}
+TARGETS_US = {"policy=voltana": 5.0, "router=ecoroute, one of 2": 20.0, "router=ecoroute, one of 256": 100.0}
+"""The clock decision of `policy=voltana` is EcoFreq's."""
 
 
 class DecisionCost(NamedTuple):
@@ -71,10 +72,10 @@ def options(group: str) -> list[str]:
 def decision_costs() -> Iterator[DecisionCost]:
     """Measure one after another."""
     for policy in options("policy"):
-        yield _cost(f"policy {policy}", _controllers_ns(policy))
+        yield _cost(f"policy={policy}", _controllers_ns(policy))
     for router in options("router"):
         for instances in (2, 256):
-            yield _cost(f"router {router} / {instances}", _router_ns(router, instances))
+            yield _cost(f"router={router}, one of {instances}", _router_ns(router, instances))
 
 
 def _controllers_ns(policy: str) -> list[int]:

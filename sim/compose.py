@@ -16,6 +16,9 @@ def resolve(config: DictConfig) -> dict[str, Any]:
 
 
 OmegaConf.register_new_resolver("times", lambda a, b: round(float(a) * float(b), 3), replace=True)
+OmegaConf.register_new_resolver(
+    "nearest", lambda at, table: table[min(table, key=lambda key: abs(float(key) - float(at)))], replace=True
+)
 
 
 def compose_sim(*overrides: str) -> dict[str, Any]:

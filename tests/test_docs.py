@@ -199,6 +199,20 @@ def test_the_first_result_is_what_the_demo_prints(terminal: Terminal) -> None:
         assert rows(block[0])[policy] == pytest.approx(numbers, rel=0.1, abs=1.5), policy
 
 
+def test_the_headline_results_are_what_the_experiment_gives(terminal: Terminal) -> None:
+    """At one of the rates. Where it fails: run the experiments, bring docs/results.md and its pictures up to date."""
+    terminal.type("voltana-sim -m experiment=next policy=static_max,voltana,voltana_next rps=75")
+    table = (terminal.folder / "outputs" / "experiment" / "next" / "table.md").read_text()
+    documented = sections(ROOT / "docs" / "results.md")["Every rival on the same track"]
+    for policy in ("voltana", "voltana_next"):
+        line = re.search(rf"^\| 75 \| {policy} \|.*$", table, flags=re.MULTILINE)
+        stated = re.search(rf"^\| `{policy}` \|.*$", documented, flags=re.MULTILINE)
+        assert line and stated
+        made, said = line[0].split("|"), stated[0].split("|")
+        for column, place in ((5, 4), (8, 5)):  # saving and both met
+            assert float(made[column].split()[0]) == pytest.approx(float(said[place].split()[0]), abs=1.0), policy
+
+
 def rows(table: str) -> dict[str, list[float]]:
     """The numbers of each policy."""
     found = re.finditer(r"^ *(?:\d+ +)?([a-z_]\w*)((?: +[\d.-]+)+) *$", table, flags=re.MULTILINE)
@@ -229,3 +243,21 @@ def test_every_configuration_group_is_documented() -> None:
     documented = {group.strip(" `"): set(re.findall(r"`(\w+)`", options)) for group, options in cells}
     folders = [folder for folder in (ROOT / "conf").iterdir() if any(folder.glob("*.yaml"))]
     assert documented == {folder.name: {path.stem for path in folder.glob("*.yaml")} for folder in folders}
+
+
+def test_every_policy_and_part_is_documented() -> None:
+    """With the parts of a bundle as its file names them."""
+    document = sections(ROOT / "docs" / "policies.md")
+    tables = {"policy": "Bundles", "frequency": "Frequency controllers", "router": "Routers"}
+    for group, title in tables.items():
+        rows = {
+            line.split("`")[1]: re.findall(r"`(\w+)`", line)
+            for line in document[title].splitlines()
+            if line[:3] == "| `"
+        }
+        rows.pop(group, None)
+        assert rows.keys() == {path.stem for path in (ROOT / "conf" / group).glob("*.yaml")}, group
+        if group == "policy":
+            for name, cells in rows.items():
+                defaults = yaml.safe_load((ROOT / "conf" / "policy" / f"{name}.yaml").read_text())["defaults"]
+                assert cells[1:5] == [part for entry in defaults if isinstance(entry, dict) for part in entry.values()]

@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Sequence
 
 from voltana import checks
-from voltana.ecopred import EcoPred
+from voltana.ecopred import EcoPred, LevelTable
 from voltana.frequency import EcoFreq
 from voltana.state import Decision, LoadSnapshot, Phase, Slo
 
@@ -70,8 +70,12 @@ class EcoFreqOnline(EcoFreq):
         confidence: share of iterations that the corrected prediction shall cover; null: the mean alone.
         hold_s: an answer is not reconsidered before the batch has run so long or changed.
         settle_s: time until a commanded clock is in force for certain.
-        drain: with requests queued at prefill, take them into the batch that must meet the budget, instead of going to
-            the highest level at once.
+        knee_mhz: the clock up to which speed is cheap; None: no such.
+        reserve: share of the budget kept free at levels below the knee.
+
+    Up to the knee of the voltage curve a faster clock costs hardly more energy per unit of work, above it much more. So
+    speed is bought early where it is cheap: a level below the knee must leave `reserve` of the budget free, lest what
+    it leaves undone has to be caught up with above the knee.
     """
 
     def __init__(
@@ -88,7 +92,8 @@ class EcoFreqOnline(EcoFreq):
         confidence: float | None = 0.9,
         hold_s: float = 0.25,
         settle_s: float = 0.05,
-        drain: bool = False,
+        knee_mhz: int | None = None,
+        reserve: float = 0.0,
     ) -> None:
         super().__init__(phase, slo, clocks_mhz, predictor, levels_mhz=levels_mhz, margin=margin, idle_s=idle_s)
         self._phase = phase
@@ -99,7 +104,10 @@ class EcoFreqOnline(EcoFreq):
         )
         self._hold_s = checks.number("hold_s", hold_s, low=0)
         self._settle_s = checks.number("settle_s", settle_s, low=0)
-        self._drain = drain and phase == "prefill"
+        reserved = checks.number("reserve", reserve, low=0, high=0.99)
+        if knee_mhz is not None:
+            below = checks.clock("knee_mhz", knee_mhz, clocks_mhz)
+            self._latency = _stretched(self._latency, [1 / (1 - reserved * (f < below)) for f in self._levels])
         self._asked = _NEVER
         self._answer = Decision(self._levels[0])
         self._changed_s = -math.inf
@@ -109,8 +117,6 @@ class EcoFreqOnline(EcoFreq):
         if load.batch_size and self._stands(load):
             return self._answer
         self._learn(load)
-        if self._drain and load.queued and load.batch_size:
-            load = load._replace(batch_tokens=load.batch_tokens + load.queued_tokens, queued=0)
         answer = super().decide(load)
         if answer.clock_mhz != load.clock_mhz:
             self._changed_s = load.time_s
@@ -153,3 +159,13 @@ class EcoFreqOnline(EcoFreq):
             return self._predictor.prefill_s(load.batch_tokens, clock_mhz)
         tokens = load.batch_tokens + load.batch_size * (iterations - 1) / 2
         return self._predictor.decode_s(load.batch_size, tokens, clock_mhz)
+
+
+def _stretched(table: LevelTable, factors: Sequence[float]) -> LevelTable:
+    """Latencies of each level times a factor, as if the level were so much slower."""
+    return LevelTable(
+        tuple(
+            tuple((a * x, b * x, c * x) for (a, b, c), x in zip(levels, factors, strict=True))
+            for levels in table.by_bin
+        )
+    )

@@ -86,7 +86,7 @@ class _StateSpace:
         self._levels = checks.levels("levels_mhz", levels_mhz, clocks_mhz)
         self._budget_s = slo.itl_s * (1 - checks.number("margin", margin, above=-10, high=0.99))
         self._latency = predictor.levels("decode", self._levels)
-        self._planes = np.moveaxis(np.array(self._latency.by_bin), -1, 0)
+        self._planes = np.array(self._latency.by_bin).transpose(2, 1, 0).copy()
         self._settled = checks.number("settled_tokens", settled_tokens, low=0)
         self._growth = checks.number("growth_tokens", growth_tokens, low=0)
         self.top = len(self._levels) - 1
@@ -108,21 +108,27 @@ class _StateSpace:
                 return index, True
         return self.top, False
 
-    def costs(self, request: RequestInfo, loads: Sequence[InstanceLoad]) -> NDArray[np.int64]:
+    def costs(self, request: RequestInfo, loads: Sequence[InstanceLoad]) -> NDArray[Any]:
         """`what_if(...).cost` of many instances, by the same arithmetic in arrays."""
-        n, tokens = (np.fromiter(map(field, loads), np.int64, len(loads)) for field in (REQUESTS, TOKENS))
-        now, _ = self._lowest_of_all(n, tokens + self._settled * n)
-        then, fits = self._lowest_of_all(n + 1, tokens + request.prompt_tokens + self._growth * n)
-        return 2 * ~fits + (then > now)
+        count = len(loads)
+        n, tokens = (np.fromiter(map(field, loads), np.int64, count) for field in (REQUESTS, TOKENS))
+        batch = np.concatenate((n, n + 1))
+        kv_tokens = np.concatenate(
+            (tokens + self._settled * n, tokens + request.prompt_tokens + self._growth * n), dtype=np.float64
+        )
+        within = self._within(batch, kv_tokens)
+        lowest = within.argmax(axis=0)
+        fits = within[lowest, np.arange(2 * count)]
+        lowest[~fits] = self.top
+        costs: NDArray[Any] = 2 * ~fits[count:] + (lowest[count:] > lowest[:count])
+        return costs
 
-    def _lowest_of_all(
-        self, batch: NDArray[np.int64], kv_tokens: NDArray[Any]
-    ) -> tuple[NDArray[Any], NDArray[np.bool]]:
-        bins = np.minimum(np.searchsorted(LAST_OF_BINS, batch), len(BIN_ENDS) - 1)
-        fixed_s, per_request_s, per_token_s = self._planes[:, bins]
-        within = fixed_s + per_request_s * batch[:, None] + per_token_s * kv_tokens[:, None] <= self._budget_s
-        fits = within.any(axis=1)
-        return np.where(fits, within.argmax(axis=1), self.top), fits
+    def _within(self, batch: NDArray[np.int64], kv_tokens: NDArray[np.float64]) -> NDArray[Any]:
+        """Whether each level (row) is predicted to meet the budget at each state (column)."""
+        bins = np.minimum(LAST_OF_BINS.searchsorted(batch), len(BIN_ENDS) - 1)
+        fixed_s, per_request_s, per_token_s = self._planes.take(bins, axis=2)
+        within: NDArray[Any] = fixed_s + per_request_s * batch + per_token_s * kv_tokens <= self._budget_s
+        return within
 
 
 REQUESTS, TOKENS = itemgetter(1), itemgetter(2)
@@ -176,7 +182,9 @@ class EcoRoute:
         if count == len(few):
             return chosen
         costs = self._space.costs(request, candidates)
-        return int(np.roll(costs, -turn).argmin() + turn) % count
+        after, before = costs[turn:], costs[:turn]
+        first = int(after.argmin()) + turn
+        return first if turn == 0 or costs[first] <= before.min() else int(before.argmin())
 
 
 class EcoRouteReleased:

@@ -103,17 +103,13 @@ def test_being_asked_more_often_than_promised_changes_nothing(changes: list[bool
         assert eager.policy._ratio.safe == lazy.policy._ratio.safe
 
 
-def test_a_queue_is_drained_within_the_budget() -> None:
-    """1000 tokens take 200 ms at 700 MHz; with 1500 more behind them, 500 ms, which is above the 400 ms allowed."""
-
-    def asked(policy: EcoFreqOnline, queued: int) -> int:
-        load = LoadSnapshot(1.0, 700, 2, 1000, queued > 0, queued, 0.0, 0.0, 3, 1000 + queued)
-        return policy.decide(load).clock_mhz
-
-    assert asked(controller("prefill", drain=True), 0) == 700
-    assert asked(controller("prefill", drain=True), 500) == 700
-    assert asked(controller("prefill", drain=True), 1500) == 1400
-    assert asked(controller("prefill", drain=False), 1) == 1400
+@pytest.mark.parametrize(("tokens", "plain", "reserved"), [(500, 700, 700), (1050, 700, 1400), (2500, 1400, 1400)])
+def test_below_the_knee_a_reserve_is_kept(tokens: int, plain: int, reserved: int) -> None:
+    """1000 tokens take 200 ms at 700 MHz, which must leave half of the 400 ms free if it is below the knee."""
+    load = LoadSnapshot(1.0, 700, 2, tokens, 0, 0, 0.0, 0.0, 3, tokens)
+    assert controller("prefill").decide(load).clock_mhz == plain
+    assert controller("prefill", knee_mhz=1400, reserve=0.49).decide(load).clock_mhz == reserved
+    assert controller("prefill", knee_mhz=700, reserve=0.49).decide(load).clock_mhz == plain
 
 
 @given(st.lists(st.floats(0.5, 2.0), min_size=50, max_size=300), st.sampled_from([0.5, 0.9, 0.99]))
