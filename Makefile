@@ -8,7 +8,7 @@ DEMO   ?= outputs/demo
 RATES  ?= 50,55,60,65,70,75,80,85,90,95,100
 DURATION ?= 120
 
-.PHONY: demo test lint types check bench clean
+.PHONY: demo test test-torch lint types check bench clean
 
 demo: $(READY)  ## sweep the paper's policies over request rates, compare, draw
 	$(BIN)/voltana-sim -m model=llama31_8b trace=sharegpt policy=static_max,static_1005,voltana rps=$(RATES) \
@@ -18,6 +18,10 @@ demo: $(READY)  ## sweep the paper's policies over request rates, compare, draw
 
 test: $(DEV)  ## all tests
 	$(BIN)/python -m pytest -n 2
+
+test-torch: $(DEV)  ## tests of the GPU profiler: installs torch, runs at tiny size on the CPU
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
+	$(BIN)/python -m pytest -n 2 tests/live/profiling
 
 lint: $(DEV)
 	$(BIN)/ruff check .
