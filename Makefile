@@ -7,8 +7,10 @@ DEV    := $(VENV)/.ready-dev
 DEMO   ?= outputs/demo
 RATES  ?= 50,55,60,65,70,75,80,85,90,95,100
 DURATION ?= 120
+SGLANG ?= .venv-sglang
+SGLANG_ROUTER ?= .venv-sglang-router
 
-.PHONY: demo test test-torch lint types check bench clean
+.PHONY: demo test test-torch test-live lint types check bench sglang clean
 
 demo: $(READY)  ## sweep the paper's policies over request rates, compare, draw
 	$(BIN)/voltana-sim -m model=llama31_8b trace=sharegpt policy=static_max,static_1005,voltana rps=$(RATES) \
@@ -22,6 +24,12 @@ test: $(DEV)  ## all tests
 test-torch: $(DEV)  ## tests of the GPU profiler: installs torch, runs at tiny size on the CPU
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
 	$(BIN)/python -m pytest -n 2 tests/live/profiling
+
+test-live: $(DEV) sglang $(SGLANG_ROUTER)/.ready  ## tests on real SGLang servers, on the CPU; needs no GPU
+	VOLTANA_SGLANG=$(SGLANG) VOLTANA_SGLANG_ROUTER=$(SGLANG_ROUTER) $(BIN)/python -m pytest tests/sglang --durations=10
+
+sglang: $(READY)  ## the environment of stock SGLang on a CPU: 3.2 GB; what is there already is not built again
+	$(BIN)/python -m live.sglang.environment $(SGLANG) --install-system-libraries
 
 lint: $(DEV)
 	$(BIN)/ruff check .
@@ -46,5 +54,10 @@ $(DEV): pyproject.toml constraints.txt | $(VENV)/bin/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $@ $(READY)
 
+$(SGLANG_ROUTER)/.ready:  # SGLang's own router, which does not go into one environment with SGLang
+	$(PYTHON) -m venv $(SGLANG_ROUTER)
+	$(SGLANG_ROUTER)/bin/python -m pip install --quiet --disable-pip-version-check sglang-router==0.3.2
+	@touch $@
+
 clean:
-	rm -rf $(VENV) outputs build *.egg-info
+	rm -rf $(VENV) $(SGLANG) $(SGLANG_ROUTER) outputs build *.egg-info

@@ -54,8 +54,12 @@ DISAGGREGATION_FLAGS: dict[Device, dict[str, Any]] = {
 }
 """Of prefill and decode servers besides."""
 
+_NO_HEALTH_REQUESTS = {"SGLANG_ENABLE_HEALTH_ENDPOINT_GENERATION": "false"}
+"""Else every GET /health of an idle server runs a request: it draws power, and telemetry cannot tell it from others."""
+
 ENVIRONMENT: dict[Device, dict[str, str]] = {
     "cpu": {
+        **_NO_HEALTH_REQUESTS,
         "SGLANG_USE_CPU_ENGINE": "1",
         "VOLTANA_CPU_SHIMS": "1",
         "MC_FORCE_TCP": "1",
@@ -65,7 +69,7 @@ ENVIRONMENT: dict[Device, dict[str, str]] = {
         "CUDA_VISIBLE_DEVICES": "",
         "PYTHONWARNINGS": "ignore::UserWarning",  # of everything that needs CUDA
     },
-    "cuda": {},
+    "cuda": _NO_HEALTH_REQUESTS,
 }
 """Environment variables of all servers on a device."""
 

@@ -149,6 +149,11 @@ async def ask(url: str, path: str, body: Any = None) -> Answer:
         calling.close()
 
 
+@pytest.fixture(name="ask")
+def _ask() -> Callable[..., Any]:
+    return ask
+
+
 def greedy(tokens: int, **more: Any) -> dict[str, Any]:
     """Sampling parameters for so many tokens, the most likely ones."""
     return {"temperature": 0, "max_new_tokens": tokens, "ignore_eos": True, **more}

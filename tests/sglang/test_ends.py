@@ -8,9 +8,15 @@ from typing import Any
 
 import pytest
 
+from live.clocks.control import SimulatedControl
+from live.controller import Controller
 from live.sglang.environment import Environment
 from live.sglang.launch import SglangServers
+from sim.compose import compose_sim
 from voltana.errors import UserError
+from voltana.state import Decision, LoadSnapshot
+
+IDLE_MHZ, BUSY_MHZ, HIGHEST_MHZ = 705, 1005, 1410
 
 
 @pytest.mark.parametrize("stream", [True, False])
@@ -43,38 +49,78 @@ async def test_a_server_that_cannot_start_says_why(environment: Environment, tmp
     assert servers.endpoints == {}
 
 
+class BusyOrIdle:
+    """One clock for work, one for none."""
+
+    def decide(self, load: LoadSnapshot) -> Decision:
+        return Decision(BUSY_MHZ if load.batch_size else IDLE_MHZ, ask_when_idle_s=0.05)
+
+
+def simulated_gpus() -> SimulatedControl:
+    values = compose_sim()
+    return SimulatedControl(gpu=values["gpu"], model=values["model"], engine=values["serving"]["engine"])
+
+
+def is_alive(group: int) -> bool:
+    """Whether a process of a group is left."""
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
 @pytest.mark.fatal
 async def test_a_server_killed_in_mid_run_takes_only_its_own_requests_with_it(stack: Any) -> None:
+    """And its GPU gets its own clock back, as all do in the end."""
     victim = stack.endpoint("decode-1")
+    names = [name for name in stack.servers.endpoints if not name.startswith("unified")]
+    gpus = dict(zip(names, range(4), strict=True))
     tokens = 400
     async with stack.telemetry() as subscriber, stack.router(health_interval_s=1.0) as router:
-        bodies = [
-            {"input_ids": stack.prompt(50, seed), "sampling_params": stack.greedy(tokens), "stream": True}
-            for seed in range(6)
-        ]
-        calls = [await stack.call(router.url, "/generate", body) for body in bodies]
-        await stack.until(
-            lambda: subscriber.load("decode-0").batch_size == 3 and subscriber.load("decode-1").batch_size == 3
-        )
-        os.kill(victim.pid, signal.SIGKILL)
-
-        answers = []
-        for calling in calls:
-            await calling.head()
-            answers.append(await calling.rest())
-        whole = [answer for answer in answers if answer.is_done and "error" not in answer.events[-1]]
-        broken = [answer for answer in answers if answer not in whole]
-        assert len(whole) == len(broken) == 3
-        assert all(answer.events[-1]["meta_info"]["completion_tokens"] == tokens for answer in whole)
-        assert all(b"error" in answer.body or not answer.whole for answer in broken), "a failure looks like one"
-
-        await stack.until(lambda: stack.exits)
-        name, message = stack.exits[0]
-        assert name == "decode-1" and message.startswith("decode-1 was killed by signal 9")
-        assert stack.servers.status("decode-1") == 128 + signal.SIGKILL
+        with simulated_gpus().open(list(gpus.values()), "test") as clocks:
+            for name, gpu in gpus.items():
+                clocks.own(name, [gpu])
+            levels = (IDLE_MHZ, BUSY_MHZ)
+            controller = Controller({name: BusyOrIdle() for name in names}, clocks, subscriber, levels)
+            controller.start()
+            await kill_in_mid_run(stack, subscriber, router, victim, tokens)
+            clocks.release(victim.name)
+            await stack.until(lambda: [each.clock_mhz for each in clocks.read()] == [IDLE_MHZ] * 3 + [HIGHEST_MHZ])
+            controller.stop()
+            owner = clocks.owner_pid
         with pytest.raises(ProcessLookupError):
-            os.killpg(victim.pid, 0)
+            os.kill(owner, 0)
 
-        body = {"input_ids": stack.prompt(50), "sampling_params": stack.greedy(5)}
-        after = [await stack.ask(router.url, "/generate", body) for _ in range(4)]
-        assert [answer.status for answer in after] == [200] * 4, "the router goes on without it"
+
+async def kill_in_mid_run(stack: Any, subscriber: Any, router: Any, victim: Any, tokens: int) -> None:
+    """Three requests on each decode server; one server is killed."""
+    bodies = [
+        {"input_ids": stack.prompt(50, seed), "sampling_params": stack.greedy(tokens), "stream": True}
+        for seed in range(6)
+    ]
+    calls = [await stack.call(router.url, "/generate", body) for body in bodies]
+    await stack.until(
+        lambda: subscriber.load("decode-0").batch_size == 3 and subscriber.load("decode-1").batch_size == 3
+    )
+    os.kill(victim.pid, signal.SIGKILL)
+
+    answers = []
+    for calling in calls:
+        await calling.head()
+        answers.append(await calling.rest())
+    whole = [answer for answer in answers if answer.is_done and "error" not in answer.events[-1]]
+    broken = [answer for answer in answers if answer not in whole]
+    assert len(whole) == len(broken) == 3
+    assert all(answer.events[-1]["meta_info"]["completion_tokens"] == tokens for answer in whole)
+    assert all(b"error" in answer.body or not answer.whole for answer in broken), "a failure looks like one"
+
+    await stack.until(lambda: stack.exits)
+    name, message = stack.exits[0]
+    assert name == "decode-1" and message.startswith("decode-1 was killed by signal 9")
+    assert stack.servers.status("decode-1") == 128 + signal.SIGKILL
+    await stack.until(lambda: not is_alive(victim.pid))
+
+    body = {"input_ids": stack.prompt(50), "sampling_params": stack.greedy(5)}
+    after = [await stack.ask(router.url, "/generate", body) for _ in range(4)]
+    assert [answer.status for answer in after] == [200] * 4, "the router goes on without it"
