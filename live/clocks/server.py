@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import socket
@@ -41,6 +42,7 @@ from live.clocks.simulated import Load, SimulatedGpu
 
 _UNREAD_BYTES = 1 << 20
 """A client that lets so many bytes of answers pile up is hung up on."""
+_GOODBYE_S = 1.0
 _RESTORE_TRIES = 5
 _RESTORE_PAUSE_S = 1.0
 log = logging.getLogger("voltana-clocks")
@@ -73,6 +75,7 @@ class Server:
         self.owners: dict[OwnedGpu, Session] = {}
         self._gid = gid
         self._sessions: dict[Session, asyncio.Task[None]] = {}
+        self._refusals: set[asyncio.Task[None]] = set()
 
     async def serve(self, listening: socket.socket) -> None:
         """Accept clients for ever."""
@@ -90,10 +93,10 @@ class Server:
             peer = peer_of(connection)
             if not allowed(peer, self._gid):
                 log.warning("process %d of user %d may not connect", peer.pid, peer.uid)
-                _hang_up(connection, f"user {peer.uid} may not use this socket; ask to be added to its group")
+                self._refuse(connection, f"user {peer.uid} may not use this socket; ask to be added to its group")
                 return
             if len(self._sessions) >= self.limits.clients:
-                _hang_up(connection, f"{self.limits.clients} clients are connected, no more are allowed")
+                self._refuse(connection, f"{self.limits.clients} clients are connected, no more are allowed")
                 return
             reader, writer = await asyncio.open_unix_connection(sock=connection, limit=protocol.MAX_LINE)
         except OSError as error:
@@ -104,6 +107,11 @@ class Server:
         task = asyncio.get_running_loop().create_task(session.run())
         self._sessions[session] = task
         task.add_done_callback(lambda _: self._sessions.pop(session))
+
+    def _refuse(self, connection: socket.socket, reason: str) -> None:
+        task = asyncio.get_running_loop().create_task(_hang_up(connection, reason))
+        self._refusals.add(task)
+        task.add_done_callback(self._refusals.discard)
 
     def tell(self, reply: Reply) -> None:
         """Pass on something that no request asked for: changes to those who watch, slow calls to all."""
@@ -136,10 +144,16 @@ class Server:
                     session.end(f"nothing was heard for {self.limits.heartbeat_s:g} s")
 
 
-def _hang_up(connection: socket.socket, reason: str) -> None:
-    with connection:
+async def _hang_up(connection: socket.socket, reason: str) -> None:
+    """Say why, and close once the client has: closed with words of the client unread, ours would not arrive."""
+    loop = asyncio.get_running_loop()
+    with connection, contextlib.suppress(OSError):
         connection.setblocking(False)
         connection.send(protocol.encode(Lost(message=reason)))
+        connection.shutdown(socket.SHUT_WR)
+        async with asyncio.timeout(_GOODBYE_S):
+            while await loop.sock_recv(connection, 4096):
+                pass
 
 
 class Session:
