@@ -23,6 +23,9 @@ def _compare(config: DictConfig) -> None:
     from analysis.runs import folders_of, load_runs
 
     options = _options(config)
+    if options["gap"] is not None:
+        _gap(Path(str(options["gap"])))
+        return
     columns = tables.columns_option(options["columns"])
     runs = load_runs(folders_of(options["runs"]))
     oracle = options["oracle"]
@@ -33,6 +36,12 @@ def _compare(config: DictConfig) -> None:
     if options["markdown"] is not None:
         notes.append(_write("markdown", options["markdown"], tables.markdown(comparison, columns)))
     print_table(tables.caption(runs), tables.rich_table(comparison, columns), notes)
+
+
+def _gap(folder: Path) -> None:
+    from analysis.gap import gap, rich_table
+
+    print_table(f"live and simulated: {folder}", rich_table(gap(folder)), [])
 
 
 def _plot(config: DictConfig) -> None:
@@ -97,5 +106,20 @@ def _write(key: str, path: Any, text: str) -> str:
     return f"Wrote {target}"
 
 
-compare = hydra_command("compare", _compare, program="voltana-compare")
+def compare() -> None:
+    """voltana-compare: policies against a baseline; `--gap RECORD` is another way to write `gap=RECORD`."""
+    sys.argv[1:] = _gap_as_override(sys.argv[1:])
+    hydra_command("compare", _compare, program="voltana-compare")()
+
+
+def _gap_as_override(words: list[str]) -> list[str]:
+    if "--gap" in words:
+        place = words.index("--gap")
+        record = words[place + 1] if len(words) > place + 1 else "???"
+        words = [*words[:place], f"gap={record}", *words[place + 2 :]]
+    if any(word.startswith("gap=") for word in words) and not any(word.startswith("runs=") for word in words):
+        words = [*words, "runs=null"]
+    return words
+
+
 plot = hydra_command("plot", _plot, program="voltana-plot")

@@ -156,9 +156,13 @@ class Controller:
         """The clock commanded last."""
         return self._instances[instance].clock_mhz
 
+    def changes(self, instance: str) -> int:
+        """Clocks commanded to an instance, the one at the start not counted."""
+        return self._instances[instance].changes
+
     @property
     def clock_changes(self) -> int:
-        """Commands sent, those at the start not counted."""
+        """The same of all instances."""
         return sum(instance.changes for instance in self._instances.values())
 
     # Telemetry

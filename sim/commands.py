@@ -43,8 +43,8 @@ def fit() -> None:
 def _simulate(config: DictConfig) -> None:
     from hydra.core.hydra_config import HydraConfig
 
-    from sim.compose import resolve
     from sim.run import simulate as run
+    from voltana.resolve import resolve
 
     values = resolve(config)
     folder = Path(HydraConfig.get().runtime.output_dir)
@@ -116,7 +116,7 @@ def _profile(config: DictConfig) -> None:
 
     So `conf/profile/*.yaml` says who measures what, and nothing here has to know real hardware.
     """
-    from sim.compose import resolve
+    from voltana.resolve import resolve
 
     values = resolve(config)
     out = Path(values.pop("out"))
@@ -152,9 +152,9 @@ def _fit(config: DictConfig) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from sim.compose import resolve
     from voltana.fitting import fit_ecopred, held_out_error
     from voltana.profile import read_profile
+    from voltana.resolve import resolve
 
     values = resolve(config)
     source, out, seed = Path(values["table"]), Path(values["out"]), values["seed"]

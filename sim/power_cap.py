@@ -151,7 +151,7 @@ def main() -> None:
 def _calibrate(config: DictConfig) -> None:
     from hydra.core.hydra_config import HydraConfig
 
-    from sim.compose import resolve
+    from voltana.resolve import resolve
 
     values, folder = resolve(config), Path(HydraConfig.get().runtime.output_dir)
     trials = calibrate(values, folder)

@@ -141,7 +141,7 @@ def configuration(policy: str, rps: float, seed: int | None = None) -> dict[str,
     import hydra_plugins.voltana  # noqa: F401  (conf/sim.yaml names its launcher)
     from hydra import compose, initialize_config_module
 
-    from sim.compose import resolve
+    from voltana.resolve import resolve
 
     overrides = [*SETTING, f"policy={policy}", f"rps={rps:g}", *([] if seed is None else [f"seed={seed}"])]
     with initialize_config_module("conf", version_base="1.3"):

@@ -27,7 +27,11 @@ SMALL_PROFILE = (
     "profile.decode.samples=5",
     "profile.decode.max_batch=32",
 )
-SMALLER = {"voltana-sim": ("duration_s=1", *SMALL_PROFILE), "voltana-profile": SMALL_PROFILE}
+SMALLER = {
+    "voltana-sim": ("duration_s=1", *SMALL_PROFILE),
+    "voltana-live": ("duration_s=1", "trace=fixed", *SMALL_PROFILE),
+    "voltana-profile": SMALL_PROFILE,
+}
 PUBLISHED = """model,dataset,rps,series,ttft_attainment_pct,itl_attainment_pct,energy_kJ
 llama31_8b,sharegpt,10,voltanallm,99,99,9
 """
@@ -108,7 +112,7 @@ def _made_before(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Path:
 def smaller(line: str) -> str:
     """A command as documented, optional parts given, at a size for a test."""
     program, *arguments = shlex.split(line, comments=True)
-    if program not in {"voltana-sim", "voltana-profile", "voltana-fit", "voltana-compare", "voltana-plot"}:
+    if program not in {*SMALLER, "voltana-fit", "voltana-compare", "voltana-plot"}:
         return line
     optional = [re.fullmatch(r"\[(\w+=.+)\]", argument) for argument in arguments]
     given = [match[1] if match else argument for match, argument in zip(optional, arguments, strict=True)]

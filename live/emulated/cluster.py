@@ -8,7 +8,7 @@ import shutil
 import sys
 import tempfile
 from asyncio.subprocess import PIPE, Process
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Self
 
@@ -36,15 +36,23 @@ class EmulatedCluster:
         prefill, decode: how many of each.
         plant: the keys `gpu`, `model` and `engine` of `live.emulated.config.ServerConfig`.
         settings: other keys of it, for all servers.
+        on_exit: called with name and message when a server ends that should not.
     """
 
     def __init__(
-        self, prefill: int, decode: int, plant: Mapping[str, Any], settings: Mapping[str, Any] | None = None
+        self,
+        prefill: int,
+        decode: int,
+        plant: Mapping[str, Any],
+        settings: Mapping[str, Any] | None = None,
+        on_exit: Callable[[str, str], None] | None = None,
     ) -> None:
         self._counts: list[tuple[Phase, int]] = [("prefill", prefill), ("decode", decode)]
         self._keys = {**plant, **(settings or {})}
         self._folder: Path | None = None
         self._processes: list[Process] = []
+        self._on_exit = on_exit
+        self._watches: list[asyncio.Task[None]] = []
         self.endpoints: dict[str, Endpoint] = {}
         """The servers by name: prefill-0, prefill-1, ..., decode-0, ..."""
 
@@ -75,12 +83,23 @@ class EmulatedCluster:
                     await self._spawn(folder / f"{config.name}.json", config)
                 for config, process in zip(configs, self._processes, strict=True):
                     self.endpoints[config.name] = await self._endpoint(config, process)
+            self._watches = [
+                asyncio.create_task(self._watch(config.name, process))
+                for config, process in zip(configs, self._processes, strict=True)
+            ]
         except TimeoutError as error:
             await self.stop()
             raise UserError(f"emulated servers did not start within {START_S:g} s") from error
         except BaseException:
             await self.stop()
             raise
+
+    async def _watch(self, name: str, process: Process) -> None:
+        status = await process.wait()
+        if self._on_exit is not None:
+            self._on_exit(
+                name, f"it ended by signal {-status}" if status < 0 else f"it ended with exit status {status}"
+            )
 
     async def _spawn(self, path: Path, config: ServerConfig) -> None:
         path.write_bytes(encode_json(config))
@@ -103,6 +122,10 @@ class EmulatedCluster:
     async def stop(self) -> None:
         """Stop all servers and remove their files; safe to call more than once."""
         processes, self._processes = self._processes, []
+        watches, self._watches = self._watches, []
+        for watch in watches:
+            watch.cancel()
+        await asyncio.gather(*watches, return_exceptions=True)
         await asyncio.gather(*map(_stop, processes))
         self.endpoints.clear()
         if self._folder is not None:

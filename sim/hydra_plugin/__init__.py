@@ -23,9 +23,9 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from sim.compose import resolve
 from voltana.errors import UserError
 from voltana.record import RunRecord
+from voltana.resolve import resolve
 
 
 class _Job(NamedTuple):

@@ -87,7 +87,7 @@ def test_plot_curves_and_timeline(run: Run, write_run: WriteRun, tmp_path: Path)
         (
             compare,
             ["runs=runs", "base=voltana"],
-            "unknown config key 'base'; allowed: baseline, columns, csv, markdown, oracle, runs",
+            "unknown config key 'base'; allowed: baseline, columns, csv, gap, markdown, oracle, runs",
         ),
         (plot, ["runs=runs", "figure=pie"], "figure: found pie, allowed: curves, tradeoff, timeline"),
         (plot, ["runs=runs", "out=a.gif"], "out: found a.gif, allowed: a path that ends in .png, .pdf, .svg"),

@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 from hydra import compose, initialize_config_module
-from hydra.utils import instantiate
 
 from live.clocks import bench
 from live.clocks.client import ClockClient
@@ -20,6 +19,7 @@ from live.clocks.device import GpuInfo, Reading
 from live.clocks.protocol import Applied
 from live.clocks.simulated import Load
 from live.clocks.trace import TraceWriter
+from voltana.compose import instantiate
 from voltana.errors import UserError
 
 Go = Callable[..., Any]

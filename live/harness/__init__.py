@@ -1,0 +1,1 @@
+"""The live harness: servers, clocks, router, client and record put together (`voltana-live`)."""

@@ -1,0 +1,124 @@
+"""The console script `voltana-live`."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from voltana.cli import hydra_command
+from voltana.errors import UserError
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+REASONS = 5
+"""Shown at most."""
+NEEDED = ("httptools", "msgspec", "uvloop", "zmq")
+
+
+def main() -> None:
+    """voltana-live: replay a trace against servers, record it like a simulated run."""
+    hydra_command("live", _live, program="voltana-live")()
+
+
+def _live(config: DictConfig) -> None:
+    from importlib.util import find_spec
+
+    from hydra.core.hydra_config import HydraConfig
+    from rich.console import Console
+
+    from voltana.resolve import resolve
+
+    missing = [name for name in NEEDED if find_spec(name) is None]
+    if missing:
+        raise UserError(f"voltana-live needs {', '.join(missing)}, allowed: after pip install 'voltana[live]'")
+    console = Console(stderr=True)
+    logging.basicConfig(format="%(message)s", level=logging.INFO, stream=sys.stderr)
+    folder = Path(HydraConfig.get().runtime.output_dir)
+    summary = replay(resolve(config), folder, console)
+    print_run(summary, folder)
+
+
+def replay(values: dict[str, Any], folder: Path, console: Any) -> dict[str, Any]:
+    """Run a configuration (`conf/live.yaml`) and write its record; return the summary.
+
+    Args:
+        values: the resolved configuration.
+        folder: of the record.
+        console: a rich console that shows how it goes.
+
+    Raises:
+        UserError: something in the configuration is wrong, or a part could not be started or was lost.
+        KeyboardInterrupt: it was interrupted; what had happened is in the record.
+    """
+    import asyncio
+
+    import uvloop
+
+    from live.harness.config import LiveConfig, check
+    from live.harness.run import LiveRun
+    from live.harness.view import View
+    from voltana.config import parse
+
+    config = check(parse(LiveConfig, values))
+    about = f"{config.policy.name}, {config.rps:g} requests/s, servers={config.servers.get('name')}"
+    view = View(console, about, config.duration_s)
+
+    async def run() -> dict[str, Any]:
+        return await LiveRun(config, values, folder, view).run()
+
+    try:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            return runner.run(run())
+    finally:
+        view.end()
+
+
+def print_run(summary: dict[str, Any], folder: Path) -> None:
+    """The numbers of a run as a table."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(show_header=False, box=None)
+    for name, value in _lines(summary):
+        table.add_row(name, value)
+    shown = folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
+    table.add_row("run record", str(shown))
+    Console().print(table)
+
+
+def _lines(summary: dict[str, Any]) -> list[tuple[str, str]]:
+    requests, energy, live = summary["requests"], summary["energy_j"], summary["live"]
+
+    def percent(key: str) -> str:
+        return "-" if summary[key] is None else f"{100 * summary[key]:.1f} %"
+
+    def percentiles(kind: str) -> str:
+        return " / ".join("-" if v is None else f"{v:.1f}" for v in (summary[kind][p] for p in ("p50", "p90", "p99")))
+
+    def kilojoules(phase: str) -> str:
+        return "-" if energy[phase] is None else f"{energy[phase] / 1e3:.1f}"
+
+    lag, decision = live["client_lag_ms"], live["decision_ms"]
+    return [
+        ("requests", f"{requests['completed']} completed, {requests['failed']} failed"),
+        *(("", f"{count} failed: {reason}") for reason, count in _most(live["failures"])),
+        *((name, how) for name, how in live["servers_ended"].items()),
+        ("energy", f"{kilojoules('total')} kJ (prefill {kilojoules('prefill')}, decode {kilojoules('decode')})"),
+        ("TTFT attainment", f"{percent('ttft_attainment')} within {summary['slo']['ttft_ms']:g} ms"),
+        ("ITL attainment", f"{percent('itl_attainment')} within {summary['slo']['itl_ms']:g} ms"),
+        ("TTFT p50 / p90 / p99", f"{percentiles('ttft_ms')} ms"),
+        ("ITL p50 / p90 / p99", f"{percentiles('itl_ms')} ms"),
+        ("clock changes", f"{summary['clock_changes']}"),
+        ("client late by p50 / p99", f"{lag['p50']:.2f} / {lag['p99']:.2f} ms"),
+        ("telemetry to command p50 / p99", f"{decision['p50']:.2f} / {decision['p99']:.2f} ms"),
+    ]
+
+
+def _most(failures: dict[str, int]) -> list[tuple[str, int]]:
+    """The reasons most often met, the rest together."""
+    ordered = sorted(failures.items(), key=lambda each: -each[1])
+    rest = sum(count for _, count in ordered[REASONS:])
+    return [*ordered[:REASONS], *([("other reasons, see summary.json", rest)] if rest else [])]

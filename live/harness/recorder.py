@@ -1,0 +1,194 @@
+"""What becomes of the requests of a live run, and the run record."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from live.controller import LatencyHistogram
+from live.harness.energy import energy_of
+from live.harness.gpus import Gpus
+from live.harness.load import Result, Timed
+from live.router.core import Routed
+from voltana.record import COMPLETED, FAILED, UNFINISHED, RecordWriter, RequestRow
+from voltana.state import Slo
+from voltana.summary import InstanceTotals, SummaryBuilder
+
+_WHICH = re.compile(r" for request \S+(?=:)")
+"""What tells failures apart that are the same."""
+
+
+class LiveRecorder:
+    """Follows the requests of a run to their ends and totals it up; the router's observer.
+
+    Args:
+        writer: of the record.
+        slo: the objectives.
+        policy: as the summary tells it.
+        prefill, decode: names of the instances, in the router's order.
+    """
+
+    def __init__(
+        self, writer: RecordWriter, slo: Slo, policy: Mapping[str, Any], prefill: Sequence[str], decode: Sequence[str]
+    ) -> None:
+        self._writer = writer
+        self._slo = slo
+        self._summary = SummaryBuilder("live", slo, policy)
+        self._names = (prefill, decode)
+        self._planned: dict[int, Timed] = {}
+        self._routes: dict[str, tuple[str, str]] = {}
+        self.planned_all = False
+        """Whether no request will be added."""
+        self.completed = self.ttft_met = self.itl_met = 0
+        self.failures: Counter[str] = Counter()
+        """Failed requests by reason."""
+        self.lag = LatencyHistogram()
+        """How late the client sent requests."""
+
+    # Requests
+
+    def plan(self, request: Timed) -> None:
+        """A request will be sent."""
+        if not self._planned and not self._summary.submitted:
+            self._summary.start_s = request.arrival_s
+        self._planned[request.request_id] = request
+
+    @property
+    def open(self) -> int:
+        """Planned requests of which nothing final is known."""
+        return len(self._planned)
+
+    @property
+    def ended(self) -> int:
+        """Requests that are over."""
+        return self._summary.submitted
+
+    @property
+    def start_s(self) -> float:
+        """The first arrival."""
+        return self._summary.start_s
+
+    @property
+    def end_s(self) -> float:
+        """The last token so far."""
+        return self._summary.end_s
+
+    def on_request(self, routed: Routed) -> None:
+        """The router gave a request its instances."""
+        if routed.client_id is not None:
+            prefill, decode = self._names
+            self._routes[routed.client_id] = prefill[routed.prefill], decode[routed.decode]
+
+    def on_first_byte(self, request_id: int, time_s: float) -> None:
+        """The client times that itself."""
+
+    def on_end(self, request_id: int, time_s: float, outcome: str) -> None:
+        """The client knows better."""
+
+    def take(self, result: Result, give_up: str = "") -> None:
+        """A request is over.
+
+        Args:
+            result: what the client says.
+            give_up: if not empty, a request that has not ended failed, for this reason.
+        """
+        request = self._planned.pop(result.request_id, None)
+        if request is None or result.status == "unsent":
+            return
+        self.lag.add(result.lag_s)
+        if result.status == UNFINISHED and give_up:
+            result = Result(result.request_id, FAILED, lag_s=result.lag_s, reason=give_up)
+        if result.status == FAILED:
+            self.failures[_WHICH.sub("", result.reason)] += 1
+        self._write(self._row(request, result), result)
+
+    def lose(self, reason: str, now_s: float) -> None:
+        """All that is open failed; what had not arrived by now never will."""
+        for request in list(self._planned.values()):
+            status = FAILED if request.arrival_s <= now_s else "unsent"
+            self.take(Result(request.request_id, status, reason=reason))
+
+    def _row(self, request: Timed, result: Result) -> RequestRow:
+        prefill, decode = self._routes.pop(str(request.request_id), (None, None))
+        done = result.status == COMPLETED and result.first_s is not None and result.last_s is not None
+        first_s, last_s, tokens = result.first_s, result.last_s, result.tokens
+        itl_s = (last_s - first_s) / (tokens - 1) if done and last_s and first_s and tokens > 1 else None
+        return RequestRow(
+            request.request_id,
+            request.arrival_s,
+            request.input_tokens,
+            tokens if done else request.output_tokens,
+            prefill,
+            decode,
+            None,
+            first_s if done else None,
+            None,
+            last_s if done else None,
+            first_s - request.arrival_s if done and first_s is not None else None,
+            itl_s,
+            result.max_gap_s if done else None,
+            result.status,
+        )
+
+    def _write(self, row: RequestRow, result: Result) -> None:
+        self._writer.request(row)
+        self._summary.add(row)
+        self._summary.gaps += result.gaps
+        self._summary.gaps_in_slo += result.gaps_in_slo
+        if row.status == COMPLETED:
+            self.completed += 1
+            self.ttft_met += row.ttft_s is not None and row.ttft_s <= self._slo.ttft_s
+            self.itl_met += row.mean_itl_s is None or row.mean_itl_s <= self._slo.itl_s
+
+    # The end
+
+    def close(
+        self,
+        gpus: Gpus,
+        changes: Mapping[str, int],
+        end_s: float,
+        wall_s: float,
+        interrupted: bool,
+        live: Mapping[str, Any],
+    ) -> dict[str, Any]:
+        """Write the rows of the instances and the summary; return it.
+
+        Args:
+            gpus: their meters, read a last time.
+            changes: clock changes of each instance.
+            end_s: when the run ended.
+            wall_s: what the run took, start and end of servers not counted.
+            interrupted: whether it was cut short.
+            live: what only a live run has to tell.
+        """
+        phases = {
+            name: phase for phase, names in zip(("prefill", "decode"), self._names, strict=True) for name in names
+        }
+        self._summary.end_s = end_s
+        rows = {name: gpus.rows(name, phase, self.start_s, end_s) for name, phase in phases.items()}
+        for row in sorted((row for each in rows.values() for row in each), key=lambda row: row.time_s):
+            self._writer.instance(row)
+        totals = {
+            name: InstanceTotals(phase, energy_of(rows[name], end_s), changes.get(name, 0))
+            for name, phase in phases.items()
+        }
+        numbers = self._summary.build(totals, interrupted=interrupted, wall_s=wall_s, live=dict(live))
+        unknown = [name for name in phases if not gpus.metered(name)]
+        if unknown:
+            _without_energy(numbers, unknown)
+        self._writer.summary(numbers)
+        return numbers
+
+
+def _without_energy(numbers: dict[str, Any], unknown: Sequence[str]) -> None:
+    """No sum is told where a part of it is not known."""
+    energy = numbers["energy_j"]
+    energy["per_instance"] |= dict.fromkeys(unknown)
+    energy["total"] = None
+    for phase in ("prefill", "decode"):
+        if any(name.startswith(phase) for name in unknown):
+            energy[phase] = None
+    for key in ("energy_per_request_j", "energy_per_output_token_j", "mean_power_w"):
+        numbers[key] = None

@@ -1,0 +1,302 @@
+"""A live run: servers, clocks, router, replay, record; started in this order, ended in the reverse one."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+import signal
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import AsyncExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from live.clocks.control import Control, NvmlControl, ObserveControl, SimulatedControl
+from live.controller import Controller
+from live.harness.config import LiveConfig, router_settings
+from live.harness.fleet import Fleet
+from live.harness.gpus import EmulatedGpus, Gpus, OwnedGpus
+from live.harness.load import Order
+from live.harness.recorder import LiveRecorder
+from live.harness.replay import CLIENT_GONE, ClientLostError, Replay
+from live.harness.view import View
+from live.router.command import tune_gc
+from live.router.fleet import Backend
+from live.router.server import RouterServer
+from live.servers import Endpoint, Servers
+from live.telemetry.message import Telemetry
+from live.telemetry.subscriber import Subscriber
+from sim.plant.build import build_plant, gpus_per_host, kv_tokens
+from sim.plant.predictor import load_predictor
+from traces.build import build_requests
+from voltana.bundle import Bundle, Offers, build_bundle
+from voltana.compose import instantiate
+from voltana.errors import UserError
+from voltana.record import RecordWriter
+from voltana.state import FrequencyController, LoadSnapshot
+
+logger = logging.getLogger("voltana.live")
+
+LEAD_S = 1.0
+"""From all being ready to second 0: time for the client to come up."""
+HEAR_S = 15.0
+"""Every server must publish telemetry within so long; idle ones do so every second."""
+SHOW_EVERY_S = 0.5
+
+
+@dataclass
+class _Happened:
+    """What went wrong meanwhile."""
+
+    ended: dict[str, str] = field(default_factory=dict)
+    """Servers that ended by themselves, and how."""
+    lost: str = ""
+    """Why the owner of clocks is gone."""
+
+
+class LiveRun:
+    """One run.
+
+    Args:
+        config: checked.
+        values: the same as plain values, for the record.
+        folder: of the record.
+        view: shows how it goes.
+    """
+
+    def __init__(self, config: LiveConfig, values: Mapping[str, Any], folder: Path, view: View) -> None:
+        self._config = config
+        self._values = values
+        self._folder = folder
+        self._view = view
+        self._plant = build_plant(config)
+        self._fleet: Fleet = instantiate(config.servers)
+        self._control: Control = instantiate(config.control)
+        self._settings = router_settings(config.router)
+        self._happened = _Happened()
+        self._stop = asyncio.Event()
+        self._replaying = False
+        self._loads: dict[str, LoadSnapshot] = {}
+        if self._fleet.emulated and not isinstance(self._control, SimulatedControl | ObserveControl):
+            raise UserError("control: emulated servers are their own GPUs, allowed: simulated, observe")
+
+    async def run(self) -> dict[str, Any]:
+        """Do it all; return the summary.
+
+        Raises:
+            UserError: something in the configuration is wrong, or a part could not be started or was lost.
+            KeyboardInterrupt: it was interrupted; what had happened is in the record.
+        """
+        task = asyncio.current_task()
+        assert task is not None
+        with self._signals(task):
+            try:
+                return await self._run()
+            except asyncio.CancelledError:
+                raise KeyboardInterrupt from None
+
+    @contextmanager
+    def _signals(self, task: asyncio.Task[Any]) -> Iterator[None]:
+        """SIGINT and SIGTERM end the replay; before and after it, and the second time, whatever goes on."""
+
+        def stop() -> None:
+            if self._replaying and not self._stop.is_set():
+                self._stop.set()
+            else:
+                task.cancel()
+
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, stop)
+        try:
+            yield
+        finally:
+            for number in (signal.SIGINT, signal.SIGTERM):
+                loop.remove_signal_handler(number)
+
+    async def _run(self) -> dict[str, Any]:
+        async with AsyncExitStack() as stack:
+            servers = self._fleet.servers(self._config, self._folder, self._server_ended)
+            stack.push_async_callback(servers.stop)
+            self._view.say("starting servers")
+            await servers.start()
+            gpus = self._gpus(servers)
+            stack.push_async_callback(gpus.close)
+            await gpus.open()
+            bundle = self._bundle(gpus)
+            controllers = [*bundle.prefill_controllers, *bundle.decode_controllers]
+            gpus.often = any(getattr(part, "reads_power", False) for part in controllers)
+            subscriber = stack.enter_context(Subscriber())
+            controller = await self._controller(servers, gpus, bundle, subscriber)
+            stack.callback(controller.stop)
+            return await self._measure(stack, servers, gpus, bundle, subscriber, controller)
+
+    def _server_ended(self, name: str, message: str) -> None:
+        self._happened.ended[name] = message
+        self._view.say(f"{name} ended: {message}")
+
+    # Parts
+
+    def _gpus(self, servers: Servers) -> Gpus:
+        config, plant = self._config, self._plant
+        drives = not isinstance(self._control, ObserveControl)
+        if self._fleet.emulated:
+            endpoints = [*servers.of("prefill"), *servers.of("decode")]
+            limits = (plant.gpu.power_limit_min_w, plant.gpu.power_limit_w)
+            return EmulatedGpus(
+                endpoints,
+                plant.gpu.clocks(),
+                limits,
+                config.actuation,
+                plant.model.tp,
+                max(1, gpus_per_host(config, plant) // plant.model.tp),
+                drives=drives,
+            )
+        return OwnedGpus(self._control, self._fleet.gpus(config), drives=drives, on_lost=self._clocks_lost)
+
+    def _clocks_lost(self, message: str) -> None:
+        if not self._happened.lost:
+            self._happened.lost = message
+            self._view.say(f"the owner of clocks is gone: {message}")
+            self._stop.set()
+
+    def _bundle(self, gpus: Gpus) -> Bundle:
+        config, plant = self._config, self._plant
+        own = (plant.gpu.power_limit_min_w, plant.gpu.power_limit_w)
+        offers = Offers(
+            clocks_mhz=lambda: list(gpus.clocks_mhz) or plant.gpu.clocks(),
+            power_limits_w=lambda: gpus.power_limits_w or own,
+            kv_capacity_tokens=lambda: kv_tokens(config, plant),
+            predictor=lambda: load_predictor(config.predictor, config, plant),
+        )
+        return build_bundle(config, offers)
+
+    async def _controller(self, servers: Servers, gpus: Gpus, bundle: Bundle, subscriber: Subscriber) -> Controller:
+        """The controller, hearing all servers; started where clocks are driven."""
+        names = ([each.name for each in servers.of("prefill")], [each.name for each in servers.of("decode")])
+        lists = (bundle.prefill_controllers, bundle.decode_controllers)
+        parts: dict[str, FrequencyController] = {
+            name: part for each, parts in zip(names, lists, strict=True) for name, part in zip(each, parts, strict=True)
+        }
+        clocks_mhz = list(gpus.clocks_mhz) or list(self._plant.gpu.clocks())
+        controller = Controller(parts, gpus, subscriber, clocks_mhz, blind_mhz=clocks_mhz[-1], power_w=gpus.power_w)
+        for endpoint in servers.endpoints.values():
+            subscriber.connect(endpoint.telemetry)
+        subscriber.attach(asyncio.get_running_loop())
+        await self._hear_all(servers, subscriber)
+        if gpus.drives:
+            controller.start()
+
+        def heard(telemetry: Telemetry) -> None:
+            if gpus.drives:
+                controller.on_telemetry(telemetry)
+                clock_mhz = controller.clock_mhz(telemetry.instance)
+            else:
+                clock_mhz = telemetry.load.clock_mhz or clocks_mhz[-1]
+            self._loads[telemetry.instance] = telemetry.load._replace(clock_mhz=clock_mhz)
+            gpus.heard(telemetry, clock_mhz)
+
+        subscriber.on_telemetry = heard
+        return controller
+
+    async def _hear_all(self, servers: Servers, subscriber: Subscriber) -> None:
+        until_s = time.monotonic() + HEAR_S
+        while missing := [name for name in servers.endpoints if name not in subscriber.latest]:
+            if time.monotonic() > until_s:
+                where = servers.endpoints[missing[0]].telemetry
+                raise UserError(f"{missing[0]}: no telemetry at {where} within {HEAR_S:g} s; is the plugin installed?")
+            await asyncio.sleep(0.02)
+
+    def _router(self, servers: Servers, bundle: Bundle, recorder: LiveRecorder, start_s: float) -> RouterServer:
+        def backend(endpoint: Endpoint) -> Backend:
+            return Backend(endpoint.url, endpoint.bootstrap_port or None, lambda: self._loads.get(endpoint.name))
+
+        return RouterServer(
+            [backend(each) for each in servers.of("prefill")],
+            [backend(each) for each in servers.of("decode")],
+            bundle.prefill_router,
+            bundle.decode_router,
+            self._settings,
+            recorder,
+            start_s,
+        )
+
+    # The run itself
+
+    async def _measure(
+        self,
+        stack: AsyncExitStack,
+        servers: Servers,
+        gpus: Gpus,
+        bundle: Bundle,
+        subscriber: Subscriber,
+        controller: Controller,
+    ) -> dict[str, Any]:
+        config = self._config
+        prefill, decode = ([each.name for each in servers.of(role)] for role in ("prefill", "decode"))
+        requests = build_requests(config)
+        writer = stack.enter_context(RecordWriter(self._folder, self._values))
+        recorder = LiveRecorder(writer, config.slo.objectives, config.policy.about(), prefill, decode)
+        start_s = time.monotonic() + LEAD_S
+        router = await stack.enter_async_context(self._router(servers, bundle, recorder, start_s))
+        order = Order(
+            self._settings.host, router.port, start_s, config.slo.objectives.itl_s, config.client.token_ids, config.seed
+        )
+        replay = await stack.enter_async_context(Replay(order, recorder))
+        tune_gc()
+        await asyncio.sleep(max(0.0, start_s - time.monotonic()))
+        subscriber.begin()
+        gpus.begin(start_s)
+        self._replaying = True
+        showing = asyncio.create_task(self._show(start_s, recorder, gpus, prefill + decode))
+        client_lost = False
+        try:
+            whole = await replay.run(requests, config.drain_s, self._stop)
+        except ClientLostError:
+            whole, client_lost = False, True
+        finally:
+            showing.cancel()
+            gc.unfreeze()
+            self._replaying = False
+        now_s = time.monotonic() - start_s
+        if not recorder.ended:
+            raise UserError("duration_s: no request arrives within it, allowed: long enough for at least one")
+        await gpus.settle()
+        changes = {name: controller.changes(name) for name in prefill + decode}
+        end_s = recorder.end_s if whole and recorder.completed else now_s
+        live = self._about(recorder, controller, subscriber, gpus)
+        summary = recorder.close(gpus, changes, end_s, now_s, not whole, live)
+        self._view.end()
+        if self._happened.lost:
+            raise UserError(f"control: the owner of clocks is gone ({self._happened.lost}); the record ends there")
+        if client_lost:
+            raise UserError(f"{CLIENT_GONE} before its requests had; the record ends there")
+        if not whole:
+            raise KeyboardInterrupt
+        return summary
+
+    async def _show(self, start_s: float, recorder: LiveRecorder, gpus: Gpus, names: list[str]) -> None:
+        while True:
+            powers = {name: gpus.power_w(name) for name in names}
+            self._view.show(time.monotonic() - start_s, recorder, self._loads, powers)
+            await asyncio.sleep(SHOW_EVERY_S)
+
+    def _about(
+        self, recorder: LiveRecorder, controller: Controller, subscriber: Subscriber, gpus: Gpus
+    ) -> dict[str, Any]:
+        refused = gpus.refused if isinstance(gpus, OwnedGpus) else {}
+        return {
+            "servers": self._config.servers.get("name"),
+            "control": self._config.control.get("name"),
+            "client_lag_ms": recorder.lag.summary_ms(),
+            "decision_ms": controller.decision_latency.summary_ms(),
+            "transport_ms": controller.transport_latency.summary_ms(),
+            "decision_errors": controller.errors,
+            "telemetry_lost": subscriber.lost,
+            "commands_refused": dict(refused),
+            "failures": dict(recorder.failures),
+            "servers_ended": dict(self._happened.ended),
+            "privileged": isinstance(self._control, NvmlControl),
+        }

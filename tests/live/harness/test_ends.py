@@ -1,0 +1,77 @@
+"""However a run ends, it leaves a valid record where it can, and neither processes nor sockets nor files."""
+
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from voltana.record import RunRecord
+
+Start = Callable[..., Any]
+Checked = Callable[[Path], RunRecord]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted_it_records_what_there_was(start: Start, checked: Checked, number: signal.Signals) -> None:
+    run = start("duration_s=60")
+    run.says("of 60 s:")
+    run.goes_on(4)
+    run.signal(number)
+    ended = run.end()
+    assert ended.status == 130, ended.output
+    assert "Traceback" not in ended.output
+    summary = checked(ended.folder).summary
+    assert summary["interrupted"]
+    assert summary["requests"]["completed"] > 10
+    assert 3 < summary["duration_s"] < 60
+    run.nothing_is_left()
+
+
+def test_interrupted_before_it_began_it_leaves_nothing(start: Start) -> None:
+    run = start("duration_s=60")
+    run.says("starting servers")
+    run.signal(signal.SIGINT)
+    assert run.end().status == 130
+    run.nothing_is_left()
+
+
+def test_killed_it_leaves_nothing(start: Start) -> None:
+    run = start("duration_s=60")
+    run.says("of 60 s:")
+    run.signal(signal.SIGKILL)
+    run.end()
+    run.nothing_is_left()
+
+
+def test_a_killed_server_takes_only_its_requests_with_it(start: Start, checked: Checked) -> None:
+    run = start("duration_s=9", "policy=voltana")
+    run.says("of 9 s:")
+    run.goes_on(4)
+    os.kill(run.child("live.emulated --config .*decode-1.json"), signal.SIGKILL)
+    ended = run.end()
+    assert ended.status == 0, ended.output
+    assert "decode-1 ended: it ended by signal 9" in ended.output
+    record = checked(ended.folder)
+    requests = record.requests()
+    failed = requests[requests.status != "completed"]
+    assert 0 < len(failed) < len(requests) / 2
+    assert record.summary["live"]["failures"]
+    assert record.summary["live"]["servers_ended"] == {"decode-1": "it ended by signal 9"}
+    assert (requests[requests.arrival_s > 8.5].status == "completed").all()
+    run.nothing_is_left()
+
+
+def test_without_its_client_it_ends(start: Start, checked: Checked) -> None:
+    run = start("duration_s=60")
+    run.says("of 60 s:")
+    run.goes_on(4)
+    os.kill(run.child("live.harness.load"), signal.SIGKILL)
+    ended = run.end()
+    assert ended.status == 2
+    assert "the load client ended before its requests had" in ended.output
+    summary = checked(ended.folder).summary
+    assert summary["interrupted"] and summary["requests"]["failed"] > 0
+    run.nothing_is_left()
