@@ -7,16 +7,25 @@ DEV    := $(VENV)/.ready-dev
 DEMO   ?= outputs/demo
 RATES  ?= 50,55,60,65,70,75,80,85,90,95,100
 DURATION ?= 120
+LIVE_DEMO ?= outputs/live-demo
 SGLANG ?= .venv-sglang
 SGLANG_ROUTER ?= .venv-sglang-router
 
-.PHONY: demo test test-torch test-live lint types check bench sglang clean
+.PHONY: demo live-demo test test-torch test-live lint types check bench sglang clean
 
 demo: $(READY)  ## sweep the paper's policies over request rates, compare, draw
 	$(BIN)/voltana-sim -m model=llama31_8b trace=sharegpt policy=static_max,static_1005,voltana rps=$(RATES) \
 	    duration_s=$(DURATION) hydra.sweep.dir=$(DEMO)/runs
 	$(BIN)/voltana-compare runs=$(DEMO)/runs baseline=static_max columns=short csv=$(DEMO)/comparison.csv
 	$(BIN)/voltana-plot runs=$(DEMO)/runs figure=curves out=$(DEMO)/curves.png
+
+live-demo: $(DEV) sglang  ## real SGLang servers on the CPU, 2P2D, under two policies, with simulated GPUs; needs no GPU
+	$(BIN)/voltana-live -m servers=sglang servers.environment=$(SGLANG) control=simulated policy=static_max,voltana \
+	    trace=sharegpt trace.max_total_tokens=1000 rps=1.5 duration_s=45 router.connect_timeout_s=10 \
+	    hydra.sweep.dir=$(LIVE_DEMO)/runs
+	$(BIN)/voltana-compare runs=$(LIVE_DEMO)/runs columns=short csv=$(LIVE_DEMO)/comparison.csv
+	$(BIN)/voltana-plot runs=$(LIVE_DEMO)/runs figure=tradeoff out=$(LIVE_DEMO)/tradeoff.png
+	$(BIN)/voltana-plot runs=$(LIVE_DEMO)/runs/1 figure=timeline out=$(LIVE_DEMO)/timeline.png
 
 test: $(DEV)  ## all tests
 	$(BIN)/python -m pytest -n 2
