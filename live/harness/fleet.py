@@ -179,8 +179,8 @@ class AttachedFleet:
         wait_s: float = 60.0,
     ) -> None:
         self._endpoints = [
-            *(_attached("prefill", place, each) for place, each in enumerate(prefill)),
-            *(_attached("decode", place, each) for place, each in enumerate(decode)),
+            *(attached_endpoint("prefill", place, each) for place, each in enumerate(prefill)),
+            *(attached_endpoint("decode", place, each) for place, each in enumerate(decode)),
         ]
         self._gpus = gpus
         self._wait_s = checks.number("servers.wait_s", wait_s, low=0)
@@ -228,8 +228,21 @@ class AttachedServers:
         """Nothing: they are not ours."""
 
 
-def _attached(role: Literal["prefill", "decode"], place: int, found: Mapping[str, Any]) -> Endpoint:
-    key = f"servers.{role}.{place}"
+def attached_endpoint(
+    role: Literal["prefill", "decode"], place: int, found: object, key: str | None = None
+) -> Endpoint:
+    """A server that runs already.
+
+    Args:
+        role: what it does.
+        place: its number among those.
+        found: a mapping: url, telemetry, and bootstrap_port of a prefill server.
+        key: where the mapping stands in the configuration; None: where `AttachedFleet` has it.
+
+    Raises:
+        UserError: the mapping or a value in it is not that.
+    """
+    key = key or f"servers.{role}.{place}"
     known = {"url", "telemetry"} | ({"bootstrap_port"} if role == "prefill" else set())
     if not isinstance(found, Mapping) or set(found) != known:
         raise UserError(f"{key}: found {found!r}, allowed: a mapping with {', '.join(sorted(known))}")

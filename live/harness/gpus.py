@@ -19,10 +19,10 @@ from live.clocks.client import ClockClient, ClockError, Event
 from live.clocks.control import Control, SimulatedControl
 from live.clocks.device import Reading
 from live.clocks.protocol import Lost, Refused
-from live.clocks.simulated import Load
 from live.emulated.cluster import EmulatedClocks
 from live.harness.energy import EnergyCurve, History, State, clipped
 from live.servers import Endpoint
+from live.telemetry.feed import load_of
 from live.telemetry.message import Telemetry
 from voltana.config import ActuationConfig
 from voltana.errors import UserError
@@ -347,7 +347,7 @@ class OwnedGpus:
         self._history[name].add(State(load.time_s, clock, load.batch_size, load.batch_tokens, load.queued))
         if self._feeds and self._client is not None:
             with contextlib.suppress(ClockError):
-                self._client.feed(self._groups[name], _load_of(telemetry))
+                self._client.feed(self._groups[name], load_of(telemetry))
 
     def _measured_mhz(self, instance: str) -> int:
         clocks = [reading.clock_mhz for reading in self._readings.get(instance, ()) if reading.clock_mhz]
@@ -412,14 +412,3 @@ class OwnedGpus:
         await self._stop_reading()
         self._client = None
         self._stack.close()
-
-
-def _load_of(telemetry: Telemetry) -> Load:
-    """What a simulated GPU is told. Telemetry does not carry single prompts: a prefill batch counts as equal ones."""
-    load = telemetry.load
-    if not load.batch_size:
-        return Load()
-    if telemetry.phase == "decode":
-        return Load("decode", load.batch_size, load.batch_tokens)
-    prompt = load.batch_tokens / load.batch_size
-    return Load("prefill", load.batch_size, load.batch_tokens, load.batch_size * prompt * (prompt + 1) / 2)

@@ -7,7 +7,7 @@ the corners and the middle of its range, and any further one goes into the large
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -35,6 +35,15 @@ class Cell(NamedTuple):
     def tokens(self) -> int:
         """Prompt tokens of the batch, or KV tokens it holds."""
         return self.batch_size * self.length
+
+
+class Point(NamedTuple):
+    """A measured latency, at the load that there really was."""
+
+    phase: Phase
+    batch_size: int
+    tokens: int
+    latency_s: float
 
 
 class Group(NamedTuple):
@@ -73,22 +82,27 @@ def prefill_group(config: PrefillCells) -> Group:
     return Group("prefill", tuple(dict.fromkeys(cells)), config.samples)
 
 
-def decode_groups(config: DecodeCells, capacity_tokens: int) -> Iterator[Group]:
-    """A group per batch bin, as far as batch size and KV memory go."""
+def decode_groups(config: DecodeCells, capacity_tokens: int, reserve_tokens: int = 0) -> Iterator[Group]:
+    """A group per batch bin, as far as batch size and KV memory go, with room for further tokens of every request."""
     low, high = config.tokens_per_request
+    need = low + reserve_tokens
     first = 1
     for last in BIN_ENDS:
-        if first > config.max_batch or first * low > capacity_tokens:
+        if first > config.max_batch or first * need > capacity_tokens:
             return
         batches = np.linspace(first, min(last, config.max_batch), GRID).round().astype(int).tolist()
         cells = [
             Cell("decode", batch, int(context))
             for batch in dict.fromkeys(batches)
-            if batch * low <= capacity_tokens
-            for context in dict.fromkeys(np.linspace(low, min(high, capacity_tokens // batch), GRID).astype(int))
+            if batch * need <= capacity_tokens
+            for context in _contexts(low, min(high, capacity_tokens // batch - reserve_tokens))
         ]
         yield Group("decode", tuple(cells), config.samples)
         first = last + 1
+
+
+def _contexts(low: int, high: int) -> Iterable[int]:
+    return dict.fromkeys(np.linspace(low, high, GRID).astype(int))
 
 
 def spread_order(groups: Sequence[Group]) -> list[Group]:
@@ -102,26 +116,25 @@ def spread_order(groups: Sequence[Group]) -> list[Group]:
     return prefill + [decode[i] for i in order]
 
 
-def misfit(latencies_s: Mapping[Cell, float]) -> float:
-    """Mean relative error when each cell of a group is predicted from the others.
+def misfit(points: Sequence[Point]) -> float:
+    """Mean relative error when each point of a group is predicted from the others.
 
     By EcoPred's own form, a line in tokens or a plane in batch size and tokens, coefficients not negative. Without the
-    RANSAC of `voltana.fitting`: every cell here is a mean of windows that agree. 1.0 where there are too few cells.
+    RANSAC of `voltana.fitting`: every point here is a mean. 1.0 where there are too few.
     """
-    cells = list(latencies_s)
-    if not cells:
+    if not points:
         return 1.0
-    columns = [[1.0] * len(cells), [float(cell.tokens) for cell in cells]]
-    if cells[0].phase == "decode":
-        columns.append([float(cell.batch_size) for cell in cells])
+    columns = [[1.0] * len(points), [float(point.tokens) for point in points]]
+    if points[0].phase == "decode":
+        columns.append([float(point.batch_size) for point in points])
     features = np.array(columns).T
     features /= features.max(axis=0)
-    true = np.array(list(latencies_s.values()))
-    if len(cells) <= features.shape[1]:
+    true = np.array([point.latency_s for point in points])
+    if len(points) <= features.shape[1]:
         return 1.0
     errors = []
-    for i in range(len(cells)):
-        rest = np.arange(len(cells)) != i
-        weights, _ = nnls(features[rest] / true[rest, None], np.ones(len(cells) - 1))
+    for i in range(len(points)):
+        rest = np.arange(len(points)) != i
+        weights, _ = nnls(features[rest] / true[rest, None], np.ones(len(points) - 1))
         errors.append(abs(float(features[i] @ weights) / true[i] - 1.0))
     return float(np.mean(errors))

@@ -6,25 +6,28 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
-from live.profiling.measure import Measured
 from voltana.errors import UserError
 
+Measured = TypeVar("Measured")
 
-class Journal:
+
+class Journal(Generic[Measured]):
     """The cells of one profile.
 
     Args:
         path: of the file; made with the first cell.
         about: what all its cells have in common: GPU, model, software, settings that change a measurement.
+        kind: the dataclass that a finished cell is.
 
     Raises:
         UserError: the file holds cells of something else, or is damaged.
     """
 
-    def __init__(self, path: Path, about: Mapping[str, Any]) -> None:
+    def __init__(self, path: Path, about: Mapping[str, Any], kind: type[Measured]) -> None:
         self._path = path
+        self._kind = kind
         self._about = about
         self.cells: list[Measured] = []
         if path.exists():
@@ -32,7 +35,7 @@ class Journal:
 
     def add(self, measured: Measured) -> None:
         """Keep a finished cell."""
-        lines = [asdict(measured)]
+        lines = [asdict(measured)]  # type: ignore[call-overload]
         if not self._path.exists():
             self._path.parent.mkdir(parents=True, exist_ok=True)
             lines.insert(0, {"about": dict(self._about)})
@@ -48,7 +51,7 @@ class Journal:
         try:
             first, *rest = [json.loads(line) for line in whole]
             found = first["about"]
-            self.cells = [Measured(**line) for line in rest]
+            self.cells = [self._kind(**line) for line in rest]
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(f"{path}: no journal of a profile ({error}); remove it, or give another out=") from error
         wanted = json.loads(json.dumps(about))

@@ -13,7 +13,7 @@ from scipy.stats import t as student
 
 from live.clocks.device import GpuDevice
 from live.profiling.blocks import Decode, Prefill, Shard
-from live.profiling.cells import Cell
+from live.profiling.cells import Cell, Point
 from live.profiling.device import Device, Step
 from live.profiling.roofline import SLACK, Floor, Rates, floor
 from live.profiling.sensor import Watch
@@ -53,6 +53,11 @@ class Measured:
     def cell(self) -> Cell:
         """The load."""
         return Cell(self.phase, self.batch_size, self.length)
+
+    @property
+    def point(self) -> Point:
+        """The load and its latency."""
+        return Point(self.phase, self.batch_size, self.cell.tokens, self.latency_s)
 
     @property
     def too_fast(self) -> bool:

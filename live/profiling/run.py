@@ -125,7 +125,7 @@ class Profile:
         self._rates: dict[int, Rates] = {}
         self._idle_w: dict[int, float] = {}
         self._stored = 0
-        self._journal = Journal(out.with_suffix(".cells.jsonl"), self._about())
+        self._journal = Journal(out.with_suffix(".cells.jsonl"), self._about(), Measured)
 
     @property
     def too_fast(self) -> list[Measured]:

@@ -25,7 +25,7 @@ class PrefillCells:
     """Cells before the rest of the time goes where the fit is worst."""
 
     def __post_init__(self) -> None:
-        _range("profile.prefill.tokens", self.tokens)
+        span("profile.prefill.tokens", self.tokens)
         checks.count("profile.prefill.prompt_tokens", self.prompt_tokens)
         checks.count("profile.prefill.samples", self.samples, 4)
 
@@ -41,7 +41,7 @@ class DecodeCells:
 
     def __post_init__(self) -> None:
         checks.count("profile.decode.max_batch", self.max_batch)
-        _range("profile.decode.tokens_per_request", self.tokens_per_request)
+        span("profile.decode.tokens_per_request", self.tokens_per_request)
         checks.count("profile.decode.samples", self.samples, 5)
 
 
@@ -73,7 +73,7 @@ class Settings:
         for key, kind in (("prefill", PrefillCells), ("decode", DecodeCells)):
             section = values.get(key)
             if not isinstance(section, Mapping):
-                raise UserError(f"profile.{key}: found {section!r}, allowed: a section with {_names(kind)}")
+                raise UserError(f"profile.{key}: found {section!r}, allowed: a section with {names_of(kind)}")
             values[key] = checks.build(kind, f"profile.{key}", section)
         return checks.build(cls, "profile", values)
 
@@ -87,23 +87,25 @@ class Settings:
         if self.attention not in ATTENTION:
             raise UserError(f"profile.attention: found {self.attention!r}, allowed: {', '.join(ATTENTION)}")
         if self.layers != ALL_LAYERS:
-            _range("profile.layers", self.layers, f"{ALL_LAYERS}, or two different numbers of layers, rising")
+            span("profile.layers", self.layers, f"{ALL_LAYERS}, or two different numbers of layers, rising")
             if self.layers[0] == self.layers[1]:
                 raise UserError(f"profile.layers: found {list(self.layers)}, allowed: two different numbers, rising")
         checks.number("profile.window_s", self.window_s, 0.001, 60.0)
-        _range("profile.windows", self.windows)
+        span("profile.windows", self.windows)
         checks.number("profile.windows", self.windows[0], 2, 1000)
         checks.number("profile.tolerance", self.tolerance, 1e-4, 1.0)
         checks.number("profile.budget_s", self.budget_s, 0.0)
         checks.count("profile.seed", self.seed, 0)
 
 
-def _range(key: str, found: object, allowed: str = "a lower and an upper whole number from 1") -> None:
+def span(key: str, found: object, allowed: str = "a lower and an upper whole number from 1") -> None:
+    """Raise unless `found` is two whole numbers from 1, the second no lower."""
     good = isinstance(found, Sequence) and len(found) == 2 and all(type(value) is int for value in found)
     if not good or not 1 <= found[0] <= found[1]:  # type: ignore[index]
         shown = list(found) if isinstance(found, tuple) else found
         raise UserError(f"{key}: found {shown!r}, allowed: {allowed}")
 
 
-def _names(kind: type) -> str:
+def names_of(kind: type) -> str:
+    """The keys of a section."""
     return ", ".join(field.name for field in fields(kind))

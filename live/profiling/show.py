@@ -50,9 +50,13 @@ class Show:
         memory, arithmetic = rates.bytes_per_s / 1e9, rates.flop_per_s / 1e12
         self.line(f"{clock_mhz} MHz ({how}): memory {memory:.1f} GB/s, GEMM {arithmetic:.2f} TFLOP/s")
 
+    def progress(self, spent_s: float) -> None:
+        """So much of the time is spent."""
+        self._bar.update(self._task, completed=min(spent_s, self._budget_s))
+
     def cell(self, measured: Measured, spent_s: float) -> None:
         """A cell is done."""
-        self._bar.update(self._task, completed=min(spent_s, self._budget_s))
+        self.progress(spent_s)
         self.line(describe(measured))
 
 

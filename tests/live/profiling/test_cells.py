@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from live.profiling.cells import Cell, Group, decode_groups, misfit, prefill_group, spread_order
+from live.profiling.cells import Cell, Group, Point, decode_groups, misfit, prefill_group, spread_order
 from live.profiling.measure import Measured
 from live.profiling.search import Search
 from live.profiling.settings import DecodeCells, PrefillCells
@@ -65,16 +65,20 @@ def test_groups_are_begun_at_the_ends() -> None:
 
 def test_misfit_is_zero_on_a_plane_and_finds_a_bend() -> None:
     (group,) = decode_groups(DecodeCells(4, (10, 500), 5), 10**6)
-    plane = {cell: 1e-3 + 1e-5 * cell.batch_size + 1e-7 * cell.tokens for cell in group.cells[::3]}
+    cells = group.cells[::3]
+    plane = [Point("decode", c.batch_size, c.tokens, 1e-3 + 1e-5 * c.batch_size + 1e-7 * c.tokens) for c in cells]
     assert misfit(plane) == pytest.approx(0.0, abs=1e-9)
-    bent = {cell: value * (1.3 if cell.length > 400 else 1.0) for cell, value in plane.items()}
+    bent = [
+        point._replace(latency_s=point.latency_s * (1.3 if cell.length > 400 else 1.0))
+        for cell, point in zip(cells, plane, strict=True)
+    ]
     assert misfit(bent) > 0.02
-    assert misfit(dict(list(plane.items())[:3])) == 1.0
+    assert misfit(plane[:3]) == misfit([]) == 1.0
 
 
-def finished(cell: Cell, latency_s: float, spent_s: float = 1.0) -> Measured:
+def finished(cell: Cell, latency_s: float, spent_s: float = 1.0, clock_mhz: int = 1000) -> Measured:
     return Measured(
-        cell.phase, 1000, cell.batch_size, cell.length, latency_s, 0, 0, 3, None, None, None, 0, "", spent_s
+        cell.phase, clock_mhz, cell.batch_size, cell.length, latency_s, 0, 0, 3, None, None, None, 0, "", spent_s
     )
 
 
@@ -126,3 +130,19 @@ def test_a_skipped_cell_is_not_offered_again() -> None:
     assert cell is not None
     search.skip(cell)
     assert cell not in run_search(search)
+
+
+def test_a_cell_is_done_when_all_its_clocks_are() -> None:
+    search = Search(GROUPS, [], budget_s=100, clocks_mhz=[1410, 705])
+    cell = search.next_cell()
+    assert cell is not None and search.missing_clocks(cell) == [705, 1410]
+    search.add(finished(cell, 1e-3, clock_mhz=705))
+    assert search.next_cell() == cell and search.missing_clocks(cell) == [1410]
+    search.add(finished(cell, 1e-3, clock_mhz=1410))
+    assert search.next_cell() != cell
+
+
+def test_it_stops_where_all_fits_well() -> None:
+    own = 4 + 5 * 3
+    assert len(run_search(Search(GROUPS, [], budget_s=60, good_misfit=0.01))) == own
+    assert len(run_search(Search(GROUPS, [], budget_s=60, good_misfit=0.01), GROUPS[2])) > own

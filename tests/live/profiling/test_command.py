@@ -47,7 +47,7 @@ def test_both_ways_to_ask(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, choic
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["source=quantum"], "allowed: plant, torch"),
+        (["source=quantum"], "allowed: plant, sglang, torch"),
         (["source=torch", "gpu=a100_sxm4_80g"], "gpu: found a100_sxm4_80g, allowed with source=torch: auto"),
         (["source=torch", "profile.attention=magic"], "profile.attention: found 'magic'"),
         (["source=torch", "profile._target_=no.such.source"], "profile._target_: found 'no.such.source'"),
