@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
-from live.profiling.settings import DecodeCells, PrefillCells, names_of, span
+from live.profiling.settings import DecodeCells, PrefillCells, check_clocks, span, with_cells
 from sim.plant import checks
 from voltana.errors import UserError
 
@@ -49,19 +49,10 @@ class ServedSettings:
         Raises:
             UserError: names the first bad key, what was found and what is allowed.
         """
-        values = {key: value for key, value in mapping.items() if key != "_target_"}
-        for key, kind in (("prefill", PrefillCells), ("decode", ServedDecodeCells)):
-            section = values.get(key)
-            if not isinstance(section, Mapping):
-                raise UserError(f"profile.{key}: found {section!r}, allowed: a section with {names_of(kind)}")
-            values[key] = checks.build(kind, f"profile.{key}", section)
-        return checks.build(cls, "profile", values)
+        return checks.build(cls, "profile", with_cells(mapping, PrefillCells, ServedDecodeCells))
 
     def __post_init__(self) -> None:
-        if not isinstance(self.clocks_mhz, Sequence) or isinstance(self.clocks_mhz, str):
-            raise UserError(f"profile.clocks_mhz: found {self.clocks_mhz!r}, allowed: a list of clocks, or []")
-        for clock in self.clocks_mhz:
-            checks.count("profile.clocks_mhz", clock)
+        check_clocks(self.clocks_mhz)
         span("profile.iterations", self.iterations)
         checks.count("profile.iterations", self.iterations[0], 3)
         window = self.window_s

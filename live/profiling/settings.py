@@ -69,21 +69,12 @@ class Settings:
         Raises:
             UserError: names the first bad key, what was found and what is allowed.
         """
-        values = {key: value for key, value in mapping.items() if key != "_target_"}
-        for key, kind in (("prefill", PrefillCells), ("decode", DecodeCells)):
-            section = values.get(key)
-            if not isinstance(section, Mapping):
-                raise UserError(f"profile.{key}: found {section!r}, allowed: a section with {names_of(kind)}")
-            values[key] = checks.build(kind, f"profile.{key}", section)
-        return checks.build(cls, "profile", values)
+        return checks.build(cls, "profile", with_cells(mapping, PrefillCells, DecodeCells))
 
     def __post_init__(self) -> None:
         if not isinstance(self.device, str) or self.device.partition(":")[0] not in ("cuda", "cpu"):
             raise UserError(f"profile.device: found {self.device!r}, allowed: cuda, cuda:1, ..., cpu")
-        if not isinstance(self.clocks_mhz, Sequence) or isinstance(self.clocks_mhz, str):
-            raise UserError(f"profile.clocks_mhz: found {self.clocks_mhz!r}, allowed: a list of clocks, or []")
-        for clock in self.clocks_mhz:
-            checks.count("profile.clocks_mhz", clock)
+        check_clocks(self.clocks_mhz)
         if self.attention not in ATTENTION:
             raise UserError(f"profile.attention: found {self.attention!r}, allowed: {', '.join(ATTENTION)}")
         if self.layers != ALL_LAYERS:
@@ -96,6 +87,29 @@ class Settings:
         checks.number("profile.tolerance", self.tolerance, 1e-4, 1.0)
         checks.number("profile.budget_s", self.budget_s, 0.0)
         checks.count("profile.seed", self.seed, 0)
+
+
+def with_cells(mapping: Mapping[str, Any], prefill: type, decode: type) -> dict[str, Any]:
+    """The section `profile` with its sections `prefill` and `decode` built.
+
+    Raises:
+        UserError: one of them is missing or wrong.
+    """
+    values = {key: value for key, value in mapping.items() if key != "_target_"}
+    for key, kind in (("prefill", prefill), ("decode", decode)):
+        section = values.get(key)
+        if not isinstance(section, Mapping):
+            raise UserError(f"profile.{key}: found {section!r}, allowed: a section with {names_of(kind)}")
+        values[key] = checks.build(kind, f"profile.{key}", section)
+    return values
+
+
+def check_clocks(found: object) -> None:
+    """Raise unless `found` is a list of clocks."""
+    if not isinstance(found, Sequence) or isinstance(found, str):
+        raise UserError(f"profile.clocks_mhz: found {found!r}, allowed: a list of clocks, or []")
+    for clock in found:
+        checks.count("profile.clocks_mhz", clock)
 
 
 def span(key: str, found: object, allowed: str = "a lower and an upper whole number from 1") -> None:
