@@ -42,6 +42,10 @@ class LiveRecorder:
         self.planned_all = False
         """Whether no request will be added."""
         self.completed = self.ttft_met = self.itl_met = 0
+        self.met: Counter[str] = Counter()
+        """Requests in time by instance: TTFT of prefill, ITL of decode instances."""
+        self.served: Counter[str] = Counter()
+        """Requests that ended, by instance."""
         self.failures: Counter[str] = Counter()
         """Failed requests by reason."""
         self.lag = LatencyHistogram()
@@ -137,10 +141,16 @@ class LiveRecorder:
         self._summary.add(row)
         self._summary.gaps += result.gaps
         self._summary.gaps_in_slo += result.gaps_in_slo
-        if row.status == COMPLETED:
-            self.completed += 1
-            self.ttft_met += row.ttft_s is not None and row.ttft_s <= self._slo.ttft_s
-            self.itl_met += row.mean_itl_s is None or row.mean_itl_s <= self._slo.itl_s
+        done = row.status == COMPLETED
+        ttft_met = done and row.ttft_s is not None and row.ttft_s <= self._slo.ttft_s
+        itl_met = done and (row.mean_itl_s is None or row.mean_itl_s <= self._slo.itl_s)
+        self.completed += done
+        self.ttft_met += ttft_met
+        self.itl_met += itl_met
+        for instance, met in ((row.prefill_instance, ttft_met), (row.decode_instance, itl_met)):
+            if instance is not None:
+                self.served[instance] += 1
+                self.met[instance] += met
 
     # The end
 

@@ -22,6 +22,8 @@ class Progress(Protocol):
     ttft_met: int
     itl_met: int
     failures: Counter[str]
+    met: Counter[str]
+    served: Counter[str]
 
     @property
     def open(self) -> int:
@@ -84,23 +86,23 @@ class View:
     def table(
         self, now_s: float, progress: Progress, loads: Mapping[str, LoadSnapshot], powers_w: Mapping[str, float | None]
     ) -> RenderableType:
-        """A row per instance, and the attainment so far."""
+        """A row per instance, with the share of its requests in time (TTFT or ITL), and all together."""
         from rich.console import Group
         from rich.table import Table
         from rich.text import Text
 
         table = Table(title=self._title, title_justify="left", box=None, pad_edge=False)
         table.add_column("instance")
-        for name in ("clock MHz", "batch", "tokens", "queue", "power W"):
+        for name in ("clock MHz", "batch", "tokens", "queue", "power W", "TTFT or ITL met"):
             table.add_column(name, justify="right")
         for name, power_w in powers_w.items():
             load = loads.get(name)
             if load is None:
-                table.add_row(name, "-", "-", "-", "-", "-")
+                table.add_row(name, *["-"] * 6)
                 continue
             power = "-" if power_w is None else f"{power_w:.0f}"
-            row = (str(load.clock_mhz or "-"), str(load.batch_size), str(load.batch_tokens), str(load.queued), power)
-            table.add_row(name, *row)
+            state = (str(load.clock_mhz or "-"), str(load.batch_size), str(load.batch_tokens), str(load.queued))
+            table.add_row(name, *state, power, _share(progress.met[name], progress.served[name]))
         return Group(table, Text(self._line(now_s, progress)))
 
 
