@@ -51,6 +51,20 @@ def test_somebody_elses_servers_with_simulated_gpus(attach: Start, checked: Chec
     run.nothing_is_left()
 
 
+def test_energy_that_no_meter_tells_is_null(attach: Start) -> None:
+    """As where there is no driver."""
+    ended = attach("control=observe", "rps=5").end()
+    assert ended.status == 0, ended.output
+    record = RunRecord(ended.folder)
+    assert record.summary["energy_j"]["total"] is None
+    assert set(record.summary["energy_j"]["per_instance"].values()) == {None}
+    assert record.summary["requests"]["failed"] == 0
+    assert len(record.instances()) > 4
+    for words in ([f"runs={ended.folder}"], ["--gap", str(ended.folder)]):
+        done = subprocess.run([COMPARE, *words], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+
+
 def test_without_the_owner_of_clocks_it_ends(attach: Start, checked: Checked) -> None:
     run = attach("duration_s=60")
     run.says("of 60 s:")
