@@ -196,7 +196,8 @@ class Scheduler:
         loop = asyncio.get_running_loop()
         work = loop.run_in_executor(self._thread, self._undo_all, devices)
         try:
-            return await asyncio.wait_for(asyncio.shield(work), self._limits.restore_s)
+            async with asyncio.timeout(self._limits.restore_s):
+                return await asyncio.shield(work)
         except TimeoutError:
             left = [f"GPU {change.gpu}: not restored" for change in self._changes.all()]
             return [f"{line}: the driver has not answered for {self._limits.restore_s:g} s" for line in left]
@@ -219,7 +220,8 @@ class Scheduler:
             wait_s = await self._next()
             if wait_s != 0.0:
                 with suppress(TimeoutError):
-                    await asyncio.wait_for(self._news.wait(), wait_s)
+                    async with asyncio.timeout(wait_s):
+                        await self._news.wait()
                 self._news.clear()
 
     async def _next(self) -> float | None:

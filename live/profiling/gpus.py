@@ -87,8 +87,10 @@ class Acknowledgements:
         """What became of a command."""
         if number in self._early:
             return self._early.pop(number)
-        future = self._waiting[number] = self._loop.create_future()
-        return await asyncio.wait_for(future, ANSWER_S)
+        future: asyncio.Future[Event] = self._loop.create_future()
+        self._waiting[number] = future
+        async with asyncio.timeout(ANSWER_S):
+            return await future
 
 
 class OwnedGpus:

@@ -89,7 +89,8 @@ async def ask_json(url: str, path: str, body: object = None, timeout_s: float = 
         UserError: it cannot be reached, answers with an error or something else, or not in time.
     """
     try:
-        return json.loads(await asyncio.wait_for(Call(url, path, body).whole(), timeout_s))
+        async with asyncio.timeout(timeout_s):
+            return json.loads(await Call(url, path, body).whole())
     except TimeoutError as error:
         raise UserError(f"{url}{path}: found no answer within {timeout_s:g} s") from error
     except ValueError as error:

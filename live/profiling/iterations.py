@@ -78,8 +78,12 @@ class Iterations:
         """What has ended since `clear`."""
         return self._ended.setdefault(instance, [])
 
+    def wake(self, *_: object) -> None:
+        """Have whoever waits look again at its condition."""
+        self._news.set()
+
     async def until(self, condition: Callable[[], object], timeout_s: float) -> bool:
-        """Wait until a condition holds, which is looked at with every message; False if it does not in time."""
+        """Wait until a condition holds, which is looked at with every message and `wake`; False if not in time."""
         end_s = time.monotonic() + timeout_s
         while not condition():
             self._news.clear()
@@ -87,7 +91,8 @@ class Iterations:
             if left_s <= 0:
                 return False
             try:
-                await asyncio.wait_for(self._news.wait(), left_s)
+                async with asyncio.timeout(left_s):
+                    await self._news.wait()
             except TimeoutError:
                 return bool(condition())
         return True
@@ -108,4 +113,4 @@ class Iterations:
         self._last[name] = load
         for listener in self.listeners:
             listener(telemetry)
-        self._news.set()
+        self.wake()

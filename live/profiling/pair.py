@@ -52,7 +52,8 @@ class Pair:
         body = self._body(prompts, length, 1)
         legs = [Call(endpoint.url, "/generate", body) for endpoint in (self.prefill, self.decode)]
         try:
-            await asyncio.wait_for(asyncio.gather(*(leg.whole() for leg in legs)), timeout_s)
+            async with asyncio.timeout(timeout_s):
+                await asyncio.gather(*(leg.whole() for leg in legs))
         except TimeoutError as error:
             what = f"{prompts} prompts of {length} tokens"
             raise UserError(f"profile.timeout_s: found {timeout_s:g}, in which {what} were not answered") from error
@@ -78,8 +79,9 @@ class Pair:
             for leg in legs:
                 leg.close()
             ended.cancel()
-            with contextlib.suppress(asyncio.CancelledError, UserError):
-                await ended
+            await asyncio.wait([ended])
+            if not ended.cancelled():
+                ended.exception()
 
     def _body(self, prompts: int, length: int, output_tokens: int) -> dict[str, Any]:
         draw = self._draw

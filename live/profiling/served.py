@@ -20,8 +20,8 @@ from live.profiling.served_settings import ServedSettings
 from voltana.profile import Sample
 from voltana.state import Phase
 
-METER_S = 0.05
-"""The meters are read this often; an NVML energy counter moves every 20 to 100 ms."""
+METER_S = 0.02
+"""The meters are read this often: an NVML energy counter moves every 20 to 100 ms, and when is known no better."""
 IDLE_S = 1.0
 END_S = 30.0
 """Requests that were given up are gone after so long."""
@@ -148,6 +148,7 @@ class Stage:
         began_s = time.monotonic()
         await self._set(name, clocks_mhz[-1], settable)
         async with self._pair.decoding(cell.batch_size, cell.length, self._settings.decode.output_tokens) as ended:
+            ended.add_done_callback(self._iterations.wake)
             await self._until_full(name, cell, ended)
             for clock in reversed(clocks_mhz):
                 await self._set(name, clock, settable)
@@ -237,8 +238,9 @@ class Stage:
             yield readings
         finally:
             reading.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await reading
+            await asyncio.wait([reading])
+        if not reading.cancelled():
+            reading.result()
         readings.append(await self._gpus.read(name))
 
     async def _keep_reading(self, name: str, readings: list[Meter]) -> None:

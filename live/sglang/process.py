@@ -108,7 +108,8 @@ class ServerProcess:
         if self._guard.stdin is not None:
             self._guard.stdin.close()
         try:
-            await asyncio.wait_for(self.wait(), self._stop_s + KILL_AFTER_S)
+            async with asyncio.timeout(self._stop_s + KILL_AFTER_S):
+                await self.wait()
         except TimeoutError:
             self._guard.kill()
             await self.wait()

@@ -16,10 +16,12 @@ from hypothesis import strategies as st
 
 from live.emulated.cluster import EmulatedCluster
 from live.profiling.gpus import EmulatedGpus, Meter
-from live.profiling.iterations import Iteration
+from live.profiling.iterations import Iteration, Iterations
 from live.profiling.served import mean_power_w, trimmed
 from live.profiling.served_run import ServedProfile, profile_pair
 from live.profiling.served_settings import ServedSettings
+from live.telemetry.message import IDLE, Telemetry
+from live.telemetry.subscriber import Subscriber
 from sim.compose import compose_sim
 from sim.plant import EngineSpec, GpuSpec, ModelSpec, Plant
 from voltana.errors import UserError
@@ -39,7 +41,7 @@ QUICK = {
         "reserve_tokens": 8,
     },
     "iterations": [4, 8],
-    "window_s": [0.0, 1.0],
+    "window_s": [0.1, 1.0],
     "tolerance": 0.01,
     "good_misfit": 0.05,
     "budget_s": 60.0,
@@ -185,6 +187,20 @@ def test_bad_settings_are_one_line(
         take(sections, plant, tmp_path / "served.csv", **change)
     assert says in str(refused.value) and "\n" not in str(refused.value)
     assert not list(tmp_path.iterdir())
+
+
+def test_an_interruption_is_never_lost() -> None:
+    async def main() -> None:
+        with Subscriber() as subscriber:
+            iterations = Iterations(subscriber)
+            waiting = asyncio.create_task(iterations.until(lambda: False, 60.0))
+            await asyncio.sleep(0.01)
+            subscriber.on_telemetry(Telemetry("decode-0", "decode", IDLE, 0, 0.0, 0.0))
+            waiting.cancel()
+            await asyncio.wait([waiting], timeout=5.0)
+            assert waiting.cancelled()
+
+    asyncio.run(main())
 
 
 # The command
