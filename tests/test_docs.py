@@ -91,11 +91,6 @@ class Terminal:
         return done.stdout
 
 
-@pytest.fixture(scope="session", name="cache")
-def _cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("cache")
-
-
 @pytest.fixture(name="terminal")
 def _terminal(tmp_path: Path, cache: Path) -> Terminal:
     return Terminal(tmp_path, cache)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -66,8 +65,8 @@ def cache_folder() -> Path:
 
 
 def _content_hash(config: PlantConfig) -> str:
-    relevant: Mapping[str, Any] = config.model_dump(include=set(PlantConfig.model_fields), mode="json")
-    text = json.dumps(relevant, sort_keys=True) + _code_hash()
+    profile = config.profile.model_dump(mode="json")
+    text = json.dumps([config.gpu, config.model, config.serving.engine, profile], sort_keys=True) + _code_hash()
     return hashlib.sha256(text.encode()).hexdigest()[:20]
 
 

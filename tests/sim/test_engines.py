@@ -49,9 +49,9 @@ def _both(values: Values, tmp_path_factory: pytest.TempPathFactory) -> Callable[
     folder = tmp_path_factory.mktemp("engines")
 
     def go(*overrides: str) -> list[RunRecord]:
-        records = []
+        records, chosen = [], values(*overrides)
         for engine in ("reference", "fast"):
-            simulate(values(*overrides, f"engine={engine}"), folder / engine)
+            simulate(chosen | {"engine": engine}, folder / engine)
             records.append(RunRecord(folder / engine))
         return records
 

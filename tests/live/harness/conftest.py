@@ -39,11 +39,11 @@ class Ended(NamedTuple):
 class Started:
     """A run under way; its temporary files go to a folder of its own."""
 
-    def __init__(self, place: Path, overrides: tuple[str, ...]) -> None:
+    def __init__(self, place: Path, cache: Path, overrides: tuple[str, ...]) -> None:
         self.folder = place / "record"
         self.temporary = Path(tempfile.mkdtemp(prefix="vt-"))  # short, as the path of a socket must be
         self._log = (place / "log").open("w+")
-        environment = {**os.environ, "TMPDIR": str(self.temporary), "XDG_CACHE_HOME": str(place.parent / "cache")}
+        environment = {**os.environ, "TMPDIR": str(self.temporary), "XDG_CACHE_HOME": str(cache)}
         self._process = subprocess.Popen(
             [COMMAND, f"hydra.run.dir={self.folder}", *overrides],
             stdout=self._log,
@@ -134,7 +134,7 @@ def environment_of(pid: int) -> str:
 
 
 @pytest.fixture
-def start(tmp_path: Path) -> Iterator[Callable[..., Started]]:
+def start(tmp_path: Path, cache: Path) -> Iterator[Callable[..., Started]]:
     """Start voltana-live with overrides; small unless they say otherwise."""
     started: list[Started] = []
 
@@ -143,7 +143,7 @@ def start(tmp_path: Path) -> Iterator[Callable[..., Started]]:
         place.mkdir()
         short = ("trace=lognormal", "trace.output_max=150")
         settings = ("rps=20", "duration_s=3", "policy=static_max", *short, *SMALL_PROFILE, *overrides)
-        started.append(Started(place, settings))
+        started.append(Started(place, cache, settings))
         return started[-1]
 
     yield go

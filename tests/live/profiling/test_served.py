@@ -48,6 +48,7 @@ QUICK = {
     "timeout_s": 30.0,
     "seed": 1,
 }
+FEW = {**QUICK["decode"], "max_batch": 2}  # type: ignore[dict-item]
 
 
 @pytest.fixture(scope="module", name="sections")
@@ -137,7 +138,7 @@ def test_an_interrupted_profile_goes_on(
 
     monkeypatch.setattr(ServedProfile, "_measure", counted)
     with pytest.raises(KeyboardInterrupt):
-        take(sections, plant, out, budget_s=0.0)
+        take(sections, plant, out, decode=FEW, budget_s=0.0)
     kept = read_profile(out)
     assert len(kept) == 2 * len(CLOCKS_MHZ), "the table holds what was measured"
 
@@ -145,25 +146,25 @@ def test_an_interrupted_profile_goes_on(
     lines = journal.read_text().splitlines(keepends=True)
     journal.write_text("".join(lines[:-1]) + lines[-1][:20])  # killed while it wrote
     del asked[:]
-    take(sections, plant, out, budget_s=0.0)
+    take(sections, plant, out, decode=FEW, budget_s=0.0)
     again = read_profile(out)
     assert again[: len(kept) - 1] == kept[:-1], "nothing is measured twice"
     assert asked[0][0] == 1, "of the cell cut off, only the clock that was lost"
     assert {s.phase for s in again} == {"prefill", "decode"}
     with pytest.raises(UserError, match=r"served\.cells\.jsonl: holds cells of another profile \(settings was"):
-        take(sections, plant, out, tolerance=0.5)
+        take(sections, plant, out, decode=FEW, tolerance=0.5)
 
 
 def test_a_load_that_does_not_fit_is_skipped_and_told(
     sections: dict[str, Any], plant: Plant, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "served.csv"
-    decode = {**QUICK["decode"], "output_tokens": 3}
+    decode = {**FEW, "output_tokens": 3}
     take(sections, plant, out, decode=decode, budget_s=0.0, timeout_s=5.0, clocks_mhz=[])
     assert {s.phase for s in read_profile(out)} == {"prefill"}
     assert {s.clock_mhz for s in read_profile(out)} == {1410}
     printed = capsys.readouterr().out
-    assert "note: skipped: decode of 4 x" in printed and "raise profile.decode.output_tokens" in printed
+    assert "note: skipped: decode of 2 x" in printed and "raise profile.decode.output_tokens" in printed
     assert "one clock: voltana-fit needs two or more" in printed
 
 
