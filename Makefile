@@ -28,7 +28,7 @@ live-demo: $(DEV) sglang  ## real SGLang servers on the CPU, 2P2D, under two pol
 	$(BIN)/voltana-plot runs=$(LIVE_DEMO)/runs/1 figure=timeline out=$(LIVE_DEMO)/timeline.png
 
 test: $(DEV)  ## all tests
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 3 --dist worksteal
 
 test-torch: $(DEV)  ## tests of the GPU profiler: installs torch, runs at tiny size on the CPU
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
