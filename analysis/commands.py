@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from voltana.cli import hydra_command
 from voltana.errors import UserError
+from voltana.files import write_whole
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -97,13 +98,11 @@ def _natural_width(console: Console, table: Table) -> int:
 
 
 def _write(key: str, path: Any, text: str) -> str:
-    target = Path(str(path))
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_text(text)
-    except OSError as error:
-        raise UserError(f"{key}: {target}: {error.strerror}") from error
-    return f"Wrote {target}"
+        write_whole(Path(str(path)), text)
+    except UserError as error:
+        raise UserError(f"{key}: {error}") from error
+    return f"Wrote {path}"
 
 
 def compare() -> None:

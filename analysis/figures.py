@@ -8,6 +8,7 @@ request rate, or against whatever else was swept. `tradeoff` sets energy against
 from __future__ import annotations
 
 import csv
+import io
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +18,7 @@ from analysis import style
 from analysis.runs import Run, RunSet, flat_config
 from analysis.tables import Estimate, compare, estimate
 from voltana.errors import UserError
+from voltana.files import write_whole
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -74,13 +76,18 @@ def output_path(out: str) -> Path:
 
 
 def save(figure: Figure, path: Path) -> None:
-    """Write a figure; the same figure gives the same bytes."""
+    """Write a figure; the same figure gives the same bytes.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    drawn = io.BytesIO()
+    with style.figure_style():
+        figure.savefig(drawn, format=path.suffix[1:], metadata=_FORMATS[path.suffix])
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with style.figure_style():
-            figure.savefig(path, metadata=_FORMATS[path.suffix])
-    except OSError as error:
-        raise UserError(f"out: {path}: {error.strerror}") from error
+        write_whole(path, drawn.getvalue())
+    except UserError as error:
+        raise UserError(f"out: {error}") from error
 
 
 def curves(runs: RunSet, published: str | None = None, x: str = RATE) -> Figure:
@@ -342,7 +349,8 @@ def timeline(runs: RunSet, window: Any = None) -> Figure:
 
 def _run_title(run: Run) -> str:
     rate = run.record.config.get("rps")
-    return ", ".join([run.policy, run.name("model"), run.name("trace"), *([f"{rate:g} requests/s"] if rate else [])])
+    parts = [run.policy, run.name("model"), run.name("trace"), *([f"{rate:g} requests/s"] if rate else [])]
+    return ", ".join([*parts, *(["unfinished"] if run.record.unfinished else [])])
 
 
 def _draw_steps(axis: Axes, series: Series) -> None:

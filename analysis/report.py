@@ -5,10 +5,14 @@ A Hydra callback, named in the presets of `conf/experiment/`.
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hydra.experimental.callback import Callback
+
+from voltana.errors import UserError
+from voltana.files import write_whole
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -33,15 +37,21 @@ class Report(Callback):
         self._oracle = oracle
 
     def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
-        """Report on the sweep that has ended."""
+        """Report on the sweep that has ended; bad input ends the command, where Hydra would only warn."""
+        try:
+            self._report(Path(str(config.hydra.sweep.dir)))
+        except UserError as error:
+            print(f"{config.hydra.job.name}: error: {error}", file=sys.stderr)
+            sys.exit(2)
+
+    def _report(self, folder: Path) -> None:
         from analysis import commands, figures, tables
         from analysis.runs import load_runs
 
-        folder = Path(str(config.hydra.sweep.dir))
         runs = load_runs([folder])
         comparison = tables.compare(runs, self._baseline, self._oracle)
-        (folder / "table.csv").write_text(tables.csv_text(comparison))
-        (folder / "table.md").write_text(tables.markdown(comparison, "short"))
+        write_whole(folder / "table.csv", tables.csv_text(comparison))
+        write_whole(folder / "table.md", tables.markdown(comparison, "short"))
         figure = (
             figures.tradeoff(runs, self._baseline) if self._figure == "tradeoff" else figures.curves(runs, x=self._x)
         )

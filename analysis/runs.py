@@ -9,13 +9,14 @@ setting are told apart by it.
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from voltana.errors import UserError
-from voltana.record import CONFIG, SUMMARY, RunRecord, find_records
+from voltana.record import CONFIG, SUMMARY, RunRecord, find_records, find_unfinished
 
 _GROUPS = ("source", "model", "gpu", "cluster", "trace", "arrival", "slo", "rps")
 _UNSET = "-"
@@ -62,6 +63,8 @@ class RunSet:
     """Simulated runs left out because another one has the same configuration."""
     interrupted: list[Path]
     """Runs left out because they were cut short."""
+    unfinished: list[RunRecord]
+    """Records left out because their run did not end: it goes on, was killed or failed."""
 
     def policies(self) -> list[str]:
         """Every policy, in the order of the records."""
@@ -71,6 +74,11 @@ class RunSet:
         """Every setting, in order of its values."""
         unique = {_identity(run.setting.values()): run.setting for run in self.runs}
         return sorted(unique.values(), key=lambda setting: [_rank(value) for value in setting.values()])
+
+    def sweeps(self) -> dict[str, int]:
+        """The sweeps that the runs belong to, as they were typed, and how many runs each has."""
+        told = [sweep for run in self.runs if (sweep := run.record.provenance.get("sweep"))]
+        return dict(Counter(" ".join(sweep["overrides"]) for sweep in told))
 
     def at(self, setting: Mapping[str, Value], policy: str) -> list[Run]:
         """The repetitions of a policy at a setting."""
@@ -90,12 +98,13 @@ def load_runs(folders: Sequence[str | Path], *, interrupted: bool = False) -> Ru
 
     Args:
         folders: as the `runs` option.
-        interrupted: whether runs that were cut short are wanted too.
+        interrupted: whether runs that were cut short or did not end are wanted too.
 
     Raises:
         UserError: a folder holds no record, a record is malformed, or all were cut short and are not wanted.
     """
-    found = find_records(folders)
+    unfinished = find_unfinished(folders)
+    found = [*find_records(folders, or_none=interrupted and bool(unfinished)), *(unfinished if interrupted else ())]
     records = [record for record in found if interrupted or not record.interrupted]
     if not records:
         raise UserError(f"runs: found nothing but interrupted runs ({found[0].folder}), allowed: a run that ended")
@@ -115,7 +124,7 @@ def load_runs(folders: Sequence[str | Path], *, interrupted: bool = False) -> Ru
             repeated.append(record.folder)
         else:
             runs[identity] = run
-    return RunSet(list(runs.values()), [_label(key) for key in keys], _shared(flats), repeated, cut_short)
+    return RunSet(list(runs.values()), [_label(key) for key in keys], _shared(flats), repeated, cut_short, unfinished)
 
 
 def flat_config(record: RunRecord) -> Flat:

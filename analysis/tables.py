@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from analysis.runs import Run, RunSet, Value
 from voltana.errors import UserError
+from voltana.record import RunRecord, holder
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -194,7 +195,17 @@ def _notes(runs: RunSet, rows: Sequence[Row]) -> list[str]:
         notes.append(f"Left out, the same configuration as another run: {paths}.")
     if runs.interrupted:
         notes.append(f"Left out, interrupted: {', '.join(str(path) for path in runs.interrupted)}.")
+    if runs.unfinished:
+        notes.append(f"Left out, unfinished: {', '.join(map(_unfinished, runs.unfinished))}.")
+    sweeps = [f"{sweep} ({count} runs)" for sweep, count in runs.sweeps().items()]
+    if len(sweeps) > 1:
+        notes.append(f"Runs of {len(sweeps)} sweeps are mixed here: {'; '.join(sweeps)}.")
     return notes
+
+
+def _unfinished(record: RunRecord) -> str:
+    who = holder(record.folder)
+    return f"{record.folder} ({who} writes it)" if who else str(record.folder)
 
 
 def caption(runs: RunSet) -> str:

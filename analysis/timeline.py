@@ -40,10 +40,11 @@ def read_timeline(run: Run, window: Any = None) -> dict[str, list[Series]]:
         UserError: the record has no instances, or the window is empty or outside of the run.
     """
     frame = run.record.instances()
-    end = run.number("end_s")
-    if frame.empty or end is None:
+    if frame.empty:
         raise UserError(f"{run.record.folder}: no instance was recorded")
-    start, stop = _window(window, float(frame["time_s"].min()), max(end, float(frame["time_s"].max())))
+    last = float(frame["time_s"].max())
+    end = last if run.record.unfinished else run.number("end_s")
+    start, stop = _window(window, float(frame["time_s"].min()), max(end or 0.0, last))
     instances = {str(name): rows for name, rows in frame.groupby("instance")}
     return {
         name: [_series(instances[name], quantity, start, stop) for quantity in QUANTITIES]

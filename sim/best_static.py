@@ -32,6 +32,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from voltana.errors import UserError
+from voltana.files import write_whole
 from voltana.state import Phase
 
 if TYPE_CHECKING:
@@ -364,8 +365,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         found = find(values, chosen.tolerance, chosen.target, chosen.lowest, Console(stderr=True))
         if chosen.out is not None:
             command = shlex.join(["python", "-m", "sim.best_static", *without_out(words)])
-            chosen.out.parent.mkdir(parents=True, exist_ok=True)
-            chosen.out.write_text(policy_yaml(found, command))
+            write_whole(chosen.out, policy_yaml(found, command))
     except (UserError, OSError) as error:
         print(f"best_static: error: {error}", file=sys.stderr)
         return 2

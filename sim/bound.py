@@ -55,7 +55,6 @@ where requests that miss get the share at u = 0, again those with the largest di
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -75,7 +74,7 @@ from sim.plant.operators import LONG, SHORT, Operators, Work
 from sim.plant.transformer import Transformer
 from voltana.config import ClusterConfig, PlantConfig, parse
 from voltana.errors import UserError
-from voltana.record import COMPLETED, SUMMARY, RunRecord, find_records
+from voltana.record import COMPLETED, RunRecord, find_records, replace_summary
 from voltana.state import Slo
 
 Floats = NDArray[np.float64]
@@ -386,10 +385,7 @@ def _check(record: RunRecord) -> None:
 def add_bound(record: RunRecord) -> EnergyBound:
     """Write the bound of a run into its summary."""
     bound = bound_of(record)
-    target = record.folder / SUMMARY
-    temporary = target.with_suffix(".bound.part")
-    temporary.write_text(json.dumps({**record.summary, KEY: bound.total_j}, indent=2, allow_nan=False) + "\n")
-    temporary.replace(target)
+    replace_summary(record.folder, {**record.summary, KEY: bound.total_j})
     return bound
 
 

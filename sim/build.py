@@ -5,19 +5,21 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import cache
+from pathlib import Path
 
 from sim.config import SimConfig
 from sim.limits import Actuation, DecodeLimits, LinkSpec, PrefillLimits
 from sim.noise import latency_noise, length_predictor
 from sim.plant import Plant
 from sim.plant.build import build_plant, gpus_per_host, kv_tokens
-from sim.plant.predictor import load_predictor
+from sim.plant.predictor import load_predictor, predictor_file
 from sim.sensor import SensorSpec
 from sim.spec import ClusterSpec, Drift
 from sim.truth import Truth
 from traces import Request
 from traces.build import build_requests
 from voltana.bundle import Offers, build_bundle
+from voltana.ecopred import EcoPred
 
 
 class RunBuilder:
@@ -31,6 +33,8 @@ class RunBuilder:
         self._config = config
         self.plant = build_plant(config)
         self.slo = config.slo.objectives
+        self.predictor_file: Path | None = None
+        """What the predictor was read from, if a policy asked for one."""
 
     def requests(self) -> Iterator[Request]:
         """The request stream."""
@@ -59,14 +63,20 @@ class RunBuilder:
         )
 
     def _offers(self, capacity: int) -> Offers:
-        config, gpu = self._config, self.plant.gpu
+        gpu = self.plant.gpu
         return Offers(
             clocks_mhz=gpu.clocks,
             power_limits_w=lambda: (gpu.power_limit_min_w, gpu.power_limit_w),
             kv_capacity_tokens=lambda: capacity,
-            predictor=cache(lambda: load_predictor(config.predictor, config, self.plant)),
+            predictor=cache(self._predictor),
             truth=Truth,
         )
+
+    def _predictor(self) -> EcoPred:
+        config = self._config
+        predictor = load_predictor(config.predictor, config, self.plant)
+        self.predictor_file = predictor_file(config.predictor, config)
+        return predictor
 
     def _drift(self) -> Drift | None:
         drift, gpu, engine = self._config.drift, self.plant.gpu, self.plant.engine

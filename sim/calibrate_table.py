@@ -26,6 +26,7 @@ from sim.compose import compose_sim
 from sim.plant import EngineSpec, GpuSpec, ModelSpec, Plant
 from voltana.cli import explain
 from voltana.errors import UserError
+from voltana.files import write_whole
 from voltana.profile import Sample, read_profile
 
 Array = NDArray[np.float64]
@@ -121,8 +122,7 @@ def run(options: Namespace) -> int:
     start = described(base, options.gpu, table.about)
     fitted, errors = calibrate(start, table, setup)
     out = options.out or Path("gpu") / f"{options.gpu}.yaml"
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(gpu_yaml(fitted, errors, table, base.name))
+    write_whole(out, gpu_yaml(fitted, errors, table, base.name))
     print(error_table(errors))
     kept = [key for key in (*TIME, *POWER) if key not in fitted.uncertainty]
     print(f"kept from {base.name}, for want of a trace in the table: {', '.join(kept)}")

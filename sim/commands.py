@@ -43,13 +43,17 @@ def fit() -> None:
 def _simulate(config: DictConfig) -> None:
     from hydra.core.hydra_config import HydraConfig
 
-    from sim.run import simulate as run
-    from voltana.resolve import resolve
+    from sim.run import run_once
+    from voltana.resolve import overwrite_of, resolve
+    from voltana.sweeps import refuse_experiment_alone, this_sweep
 
-    values = resolve(config)
+    refuse_experiment_alone()
+    values, overwrite = resolve(config), overwrite_of(config)
     folder = Path(HydraConfig.get().runtime.output_dir)
     with _arrival_progress(values) as progress:
-        summary = run(values, folder, progress)
+        summary, already_there = run_once(values, folder, progress, overwrite=overwrite, sweep=this_sweep())
+    if already_there:
+        print(f"{_short(folder)}: this run is there already; overwrite=true runs it again", file=sys.stderr)
     _print_run(values, summary, folder)
 
 

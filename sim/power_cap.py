@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from voltana.cli import hydra_command
 from voltana.errors import UserError
+from voltana.files import write_whole
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -161,7 +162,7 @@ def _calibrate(config: DictConfig) -> None:
         print("every cap tried is over the cliff: decode bears none under this load, nothing written")
         return
     out = folder / RESULT
-    out.write_text(result_yaml(trials[0], chosen))
+    write_whole(out, result_yaml(trials[0], chosen))
     print(f"use policy.decode_controller.cap_w={chosen.cap_w:g}; written to {out}")
 
 

@@ -7,21 +7,50 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sim.build import RunBuilder
 from sim.config import SimConfig, parse
 from sim.recorder import Recorder
 from voltana.errors import UserError
-from voltana.record import RecordWriter, RunRecord
+from voltana.record import RecordWriter, RunRecord, claim
+from voltana.record.provenance import already_there, dependencies, provenance
 
 if TYPE_CHECKING:
     from sim.cluster import Cluster
     from sim.fast import FastCluster
 
 
+class Outcome(NamedTuple):
+    """What became of a run."""
+
+    summary: dict[str, Any]
+    already_there: bool
+    """Whether its record was in the folder before, so that nothing was simulated."""
+
+
+def run_once(
+    values: Mapping[str, Any],
+    folder: Path,
+    progress: Callable[[float], None] = lambda _: None,
+    *,
+    overwrite: bool = False,
+    sweep: Mapping[str, Any] | None = None,
+) -> Outcome:
+    """Simulate, unless the folder holds the finished record of the same run; see `simulate`."""
+    there = None if overwrite else already_there(folder, values)
+    if there is not None:
+        return Outcome(there.summary, already_there=True)
+    return Outcome(simulate(values, folder, progress, overwrite=overwrite, sweep=sweep), already_there=False)
+
+
 def simulate(
-    values: Mapping[str, Any], folder: Path, progress: Callable[[float], None] = lambda _: None
+    values: Mapping[str, Any],
+    folder: Path,
+    progress: Callable[[float], None] = lambda _: None,
+    *,
+    overwrite: bool = False,
+    sweep: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Run a configuration and write its record.
 
@@ -32,17 +61,23 @@ def simulate(
         values: the resolved configuration (`conf/sim.yaml`).
         folder: where the record goes.
         progress: called with the time of each arrival, seconds.
+        overwrite: whether the finished record of another configuration may be replaced.
+        sweep: which sweep the run belongs to (`voltana.sweeps`).
 
     Returns:
         The summary.
 
     Raises:
-        UserError: something in the configuration or the trace is wrong.
+        UserError: something in the configuration or the trace is wrong, or the record cannot be written there.
     """
     config = parse(SimConfig, values)
     builder = RunBuilder(config)
     spec, requests = builder.cluster(), builder.requests()
-    with RecordWriter(folder, values) as writer:
+    about = provenance("sim", dependencies("sim", values, builder.predictor_file), sweep)
+    with (
+        claim(folder, values, overwrite=overwrite) as claimed,
+        RecordWriter(folder, values, provenance=about, claimed=claimed) as writer,
+    ):
         recorder = Recorder(writer, builder.slo, config.policy.about())
         cluster = engine(config.engine)(spec, requests, recorder, writer.instance, progress)
         started = time.perf_counter()
@@ -65,21 +100,6 @@ def simulate(
 
         summary[KEY] = add_bound(RunRecord(folder)).total_j
     return summary
-
-
-_interrupted = False
-
-
-def simulate_in_worker(values: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-    """`simulate` for a process that is handed runs one after another: none is begun after an interruption."""
-    global _interrupted
-    if _interrupted:
-        raise KeyboardInterrupt
-    try:
-        return simulate(values, folder)
-    except KeyboardInterrupt:
-        _interrupted = True
-        raise
 
 
 def engine(name: str) -> type[Cluster] | type[FastCluster]:

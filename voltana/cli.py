@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, NoReturn
 
+import voltana
 from voltana.errors import UserError
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from omegaconf.errors import OmegaConfBaseException
 
 CONFIG_PATH = "pkg://conf"
+CHDIR = "hydra.job.chdir: found true, allowed: false; paths are those of the folder where the command was typed"
 _FULL_ERROR = "HYDRA_FULL_ERROR"
 
 
@@ -44,6 +46,9 @@ def hydra_command(
     """
 
     def command() -> None:
+        if "--version" in sys.argv[1:]:
+            print(f"{program} {voltana.__version__}")
+            return
         if os.environ.get(_FULL_ERROR) == "1":
             _App(run, program).start(config_path, config_name)
             return
@@ -54,7 +59,7 @@ def hydra_command(
         except KeyboardInterrupt:
             _stop(f"{program}: interrupted", 130)
         except UserError as error:
-            _stop(f"{program}: error: {error}", 2)
+            _stop(f"{program}: error: {error}", error.status)
         except BrokenPipeError:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # whoever read has seen enough
         if app.refused:
@@ -102,6 +107,7 @@ class _App:
     def _job(self, config: DictConfig) -> None:
         self.jobs += 1
         try:
+            _check_folder_stays()
             _check_complete(config)
             self._run(config)
         except Exception as error:
@@ -252,6 +258,13 @@ def _check_flags() -> None:
     parser = get_args_parser()
     parser.error = refuse  # type: ignore[method-assign]
     parser.parse_args()
+
+
+def _check_folder_stays() -> None:
+    from hydra.core.hydra_config import HydraConfig
+
+    if HydraConfig.get().job.chdir:
+        raise UserError(CHDIR)
 
 
 def _check_complete(config: DictConfig) -> None:

@@ -12,13 +12,13 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 from voltana.errors import UserError
+from voltana.files import write_whole
 from voltana.state import Phase
 
 FORMAT = "voltana-ecopred-1"
@@ -123,7 +123,11 @@ class EcoPred:
         return low, high, (clock_mhz - low) / (high - low)
 
     def save(self, path: Path) -> None:
-        """Write the predictor as JSON that a person can read: latencies in milliseconds."""
+        """Write the predictor as JSON that a person can read: latencies in milliseconds.
+
+        Raises:
+            UserError: it cannot be written.
+        """
         document = {
             "format": FORMAT,
             "about": self.about,
@@ -137,10 +141,7 @@ class EcoPred:
                 for clock in self.clocks_mhz
             ],
         }
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_suffix(f".{os.getpid()}.part")
-        temporary.write_text(json.dumps(document, indent=1) + "\n")
-        temporary.replace(path)
+        write_whole(path, json.dumps(document, indent=1) + "\n")
 
     @classmethod
     def load(cls, path: Path) -> Self:

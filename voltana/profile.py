@@ -7,12 +7,14 @@ size and the KV tokens it holds. `energy_j` is empty where it could not be measu
 from __future__ import annotations
 
 import csv
+import io
 import math
 from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
 from voltana.errors import UserError
+from voltana.files import write_whole
 from voltana.state import Phase
 
 
@@ -28,14 +30,18 @@ class Sample(NamedTuple):
 
 
 def write_profile(path: Path, samples: Iterable[Sample]) -> None:
-    """Write a profile table."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(Sample._fields)
-        for sample in samples:
-            energy = "" if sample.energy_j is None else f"{sample.energy_j:.9g}"
-            writer.writerow((*sample[:4], f"{sample.latency_s:.9g}", energy))
+    """Write a profile table.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(Sample._fields)
+    for sample in samples:
+        energy = "" if sample.energy_j is None else f"{sample.energy_j:.9g}"
+        writer.writerow((*sample[:4], f"{sample.latency_s:.9g}", energy))
+    write_whole(path, text.getvalue())
 
 
 def read_profile(path: Path) -> list[Sample]:

@@ -6,13 +6,30 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from voltana.errors import UserError
+
+NOT_OF_THE_RUN = ("hydra", "overwrite")
+"""Keys that say how to go about a run, not what it is: they are not in its record."""
+
 
 def resolve(config: DictConfig) -> dict[str, Any]:
-    """The configuration of a run as plain values, without Hydra's own."""
-    own = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
+    """The configuration of a run as plain values, without `NOT_OF_THE_RUN`."""
+    own = OmegaConf.masked_copy(config, [str(key) for key in config if key not in NOT_OF_THE_RUN])
     values = OmegaConf.to_container(own, resolve=True)
     assert isinstance(values, dict)
     return {str(key): value for key, value in values.items()}
+
+
+def overwrite_of(config: DictConfig) -> bool:
+    """The key `overwrite`.
+
+    Raises:
+        UserError: it is neither true nor false.
+    """
+    found = config.get("overwrite", False)
+    if not isinstance(found, bool):
+        raise UserError(f"overwrite: found {found!r}, allowed: true or false")
+    return found
 
 
 OmegaConf.register_new_resolver("times", lambda a, b: round(float(a) * float(b), 3), replace=True)

@@ -2,18 +2,22 @@
 
 Hydra finds its plugins below the package `hydra_plugins`, so that is where the wheel installs this folder.
 
-A run whose record is already in its folder, complete and with the same configuration, is not run again. So a sweep
-started once more with the same `hydra.sweep.dir` goes on where it stopped.
+A run whose record is already in its folder, finished, with the same configuration and unchanged inputs, is not run
+again. So a sweep started once more with the same `hydra.sweep.dir` goes on where it stopped. A run that fails, or whose
+process dies, takes no other with it.
 """
 
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 from hydra.core.config_store import ConfigStore
 from hydra.core.utils import JobReturn, JobStatus
@@ -23,9 +27,13 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from voltana.errors import UserError
-from voltana.record import RunRecord
-from voltana.resolve import resolve
+from sim.worker import Failure, begin, work
+from voltana.cli import CHDIR
+from voltana.errors import RunsCrashedError, UserError
+from voltana.record import RunRecord, refuse_another
+from voltana.record.provenance import already_there, changed
+from voltana.resolve import overwrite_of, resolve
+from voltana.sweeps import sweep_of
 
 
 class _Job(NamedTuple):
@@ -50,23 +58,22 @@ class ProcessLauncher(Launcher):
         self._config = config
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        """Run all jobs; the first that was refused raises after the others are done."""
+        """Run all jobs; those that failed are told after the last one."""
+        if self._config.hydra.job.chdir:
+            raise UserError(CHDIR)
         common = set.intersection(*map(set, job_overrides)) if len(job_overrides) > 1 else set()
         jobs = [
             self._job(" ".join(o for o in overrides if o not in common), list(overrides), initial_job_idx + i)
             for i, overrides in enumerate(job_overrides)
         ]
-        todo = [job for job in jobs if not _done(job)]
-        console = Console(stderr=True)
-        console.print(f"{len(jobs)} runs on {self._workers} processes", highlight=False)
-        if len(todo) < len(jobs):
-            console.print(f"{len(jobs) - len(todo)} of them are there already", highlight=False)
-        refused = self._run(todo, console)
-        console.print(f"records are in {jobs[0].folder.parent}", highlight=False, soft_wrap=True)
-        if refused:
-            label, error = refused[0]
-            more = f" ({len(refused)} of {len(jobs)} runs refused)" if len(refused) > 1 else ""
-            raise UserError(f"{label}: {error}{more}")
+        overwrite, sweep = overwrite_of(self._config), sweep_of(self._config.hydra.overrides)
+        console = Console(stderr=True, markup=False, highlight=False, soft_wrap=True)
+        console.print(f"{len(jobs)} runs on {self._workers} processes")
+        todo = jobs if overwrite else _look_around(jobs, console)
+        failures = self._run(todo, partial(work, overwrite=overwrite, sweep=sweep), console)
+        console.print(f"records are in {jobs[0].folder.parent}")
+        if failures:
+            _report(failures, len(jobs), console)
         return [_job_return(job) for job in jobs]
 
     def _job(self, label: str, overrides: list[str], number: int) -> _Job:
@@ -78,28 +85,92 @@ class ProcessLauncher(Launcher):
         folder = Path(str(config.hydra.sweep.dir)) / str(config.hydra.sweep.subdir)
         return _Job(label, overrides, config, resolve(config), folder)
 
-    def _run(self, jobs: list[_Job], console: Console) -> list[tuple[str, Exception]]:
-        refused: list[tuple[str, Exception]] = []
-        workers = max(1, min(self._workers, len(jobs)))
-        with _SweepProgress(console, len(jobs)) as report, ProcessPoolExecutor(workers, get_context("spawn")) as pool:
-            from sim.run import simulate_in_worker
+    def _run(self, jobs: list[_Job], run: _Run, console: Console) -> list[tuple[_Job, Failure]]:
+        order = {id(job): place for place, job in enumerate(jobs)}
+        failures: list[tuple[_Job, Failure]] = []
+        with _SweepProgress(console, len(jobs)) as report:
 
-            futures: dict[Future[dict[str, Any]], _Job] = {
-                pool.submit(simulate_in_worker, job.values, job.folder): job for job in jobs
-            }
-            try:
-                for future in as_completed(futures):
-                    job = futures[future]
-                    error = future.exception()
-                    if isinstance(error, UserError):
-                        refused.append((job.label, error))
-                    elif error is not None:
-                        raise error
-                    report(job.label)
-            except BaseException:
-                pool.shutdown(wait=True, cancel_futures=True)
-                raise
-        return refused
+            def ended(job: _Job, failure: Failure | None) -> None:
+                if failure is not None:
+                    failures.append((job, failure))
+                report(job.label if failure is None else f"{job.label}: failed")
+
+            while jobs:
+                lost = _in_pool(jobs, min(self._workers, len(jobs)), run, ended)
+                suspects, jobs = lost[: self._workers], lost[self._workers :]
+                for job in suspects:  # those that were running when a process died
+                    if _in_pool([job], 1, run, ended):
+                        ended(job, Failure("its process died; was it out of memory?", None, bad_input=False))
+        return sorted(failures, key=lambda each: order[id(each[0])])
+
+
+_Run = Callable[[dict[str, Any], Path], Failure | None]
+
+
+def _in_pool(jobs: list[_Job], workers: int, run: _Run, ended: Callable[[_Job, Failure | None], None]) -> list[_Job]:
+    """Run jobs on so many processes; return those that a dying process took with it, in their order.
+
+    Processes are started with Ctrl-C blocked (`sim.worker.begin`), so that it never strikes them half made.
+    """
+    lost: set[int] = set()
+    with ProcessPoolExecutor(workers, get_context("spawn"), initializer=begin) as pool:
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            futures = {pool.submit(run, job.values, job.folder): place for place, job in enumerate(jobs)}
+        finally:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+        try:
+            for future in as_completed(futures):
+                try:
+                    ended(jobs[futures[future]], future.result())
+                except BrokenProcessPool:
+                    lost.add(futures[future])
+        except BaseException:
+            pool.shutdown(wait=True, cancel_futures=True)
+            raise
+    return [jobs[place] for place in sorted(lost)]
+
+
+def _look_around(jobs: list[_Job], console: Console) -> list[_Job]:
+    """The jobs still to do; what else is in their folders is told.
+
+    Raises:
+        UserError: a folder holds the finished record of another run.
+    """
+    todo: list[_Job] = []
+    outdated: set[str] = set()
+    for job in jobs:
+        if already_there(job.folder, job.values):
+            continue
+        todo.append(job)
+        outdated.update(_outdated(job))
+    if len(todo) < len(jobs):
+        console.print(f"{len(jobs) - len(todo)} of them are there already")
+    if outdated:
+        console.print(
+            f"others are there but run again, as what they depend on has changed: {', '.join(sorted(outdated))}"
+        )
+    return todo
+
+
+def _outdated(job: _Job) -> list[str]:
+    try:
+        record = RunRecord(job.folder)
+    except UserError:
+        return []
+    refuse_another(job.folder, job.values)
+    return [] if record.interrupted else changed(record)
+
+
+def _report(failures: list[tuple[_Job, Failure]], jobs: int, console: Console) -> NoReturn:
+    """List the runs that failed, and raise."""
+    for job, failure in failures:
+        log = "" if failure.log is None else f" ({failure.log})"
+        console.print(f"failed: {job.label}: {failure.reason}{log}")
+    job, failure = failures[0]
+    more = f" ({len(failures)} of {jobs} runs failed)" if len(failures) > 1 else ""
+    bad_input = all(failure.bad_input for _, failure in failures)
+    raise (UserError if bad_input else RunsCrashedError)(f"{job.label}: {failure.reason}{more}")
 
 
 ConfigStore.instance().store(
@@ -108,14 +179,6 @@ ConfigStore.instance().store(
     node={"_target_": "hydra_plugins.voltana.ProcessLauncher", "workers": 0},
     provider="voltana",
 )
-
-
-def _done(job: _Job) -> bool:
-    try:
-        record = RunRecord(job.folder)
-        return record.config == job.values and not record.interrupted
-    except UserError:
-        return False
 
 
 def _job_return(job: _Job) -> JobReturn:
@@ -141,7 +204,8 @@ class _SweepProgress:
         return self._advance
 
     def __exit__(self, *_: object) -> None:
-        self._bar.stop()
+        if self._console.is_terminal:
+            self._bar.stop()
 
     def _advance(self, label: str) -> None:
         self._ended += 1

@@ -30,17 +30,23 @@ def load_predictor(source: str, config: PlantConfig, plant: Plant) -> EcoPred:
     Raises:
         UserError: the file is not such a file, or the profile cannot be taken.
     """
+    path = predictor_file(source, config)
     if source != AUTO:
-        return EcoPred.load(Path(source))
-    kept = cache_folder() / f"ecopred-{_content_hash(config)}.json"
-    if not kept.is_file():
+        return EcoPred.load(path)
+    try:
+        return EcoPred.load(path)
+    except UserError:  # not there yet, or damaged
         fitted = profile_and_fit(config, plant)
-        try:
-            fitted.save(kept)
-        except OSError as error:
-            found = f"auto, but {kept.parent} cannot be written ({error.strerror})"
-            raise UserError(f"predictor: found {found}, allowed: another XDG_CACHE_HOME, or a path") from error
-    return EcoPred.load(kept)
+    try:
+        fitted.save(path)
+    except UserError as error:
+        raise UserError(f"predictor: found auto, but {error}; allowed: another XDG_CACHE_HOME, or a path") from error
+    return EcoPred.load(path)
+
+
+def predictor_file(source: str, config: PlantConfig) -> Path:
+    """Where the predictor of a run lies, or will."""
+    return Path(source) if source != AUTO else cache_folder() / f"ecopred-{_content_hash(config)}.json"
 
 
 def profile_and_fit(config: PlantConfig, plant: Plant) -> EcoPred:

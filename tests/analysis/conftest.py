@@ -90,11 +90,11 @@ def write_run(tmp_path: Path) -> WriteRun:
                 builder.add(row)
             for state in instance_rows(instances):
                 writer.instance(state)
-        totals = {
-            "prefill-0": InstanceTotals("prefill", energy_kj * 400),
-            "decode-0": InstanceTotals("decode", energy_kj * 600),
-        }
-        writer.summary(builder.build(totals))
+            totals = {
+                "prefill-0": InstanceTotals("prefill", energy_kj * 400),
+                "decode-0": InstanceTotals("decode", energy_kj * 600),
+            }
+            writer.summary(builder.build(totals))
         return target
 
     return write

@@ -90,7 +90,7 @@ PLANTS = st.sampled_from([(), ("model=qwen3_32b",), EAGER])
 @given(choice=CHOICES, plant=PLANTS)
 def test_no_pair_of_clocks_uses_less(tmp_path: Path, choice: dict[str, Any], plant: tuple[str, ...]) -> None:
     overrides = [*plant, *(f"{key}={value}" for key, value in choice.items())]
-    simulate(compose_sim("policy=static_max", "duration_s=null", *overrides), tmp_path)
+    simulate(compose_sim("policy=static_max", "duration_s=null", *overrides), tmp_path, overwrite=True)
     bounded(RunRecord(tmp_path))
 
 
@@ -250,7 +250,7 @@ def test_the_command_adds_it_to_every_record(run: Run, tmp_path: Path, capsys: p
     assert after == before
     assert "times the bound" in capsys.readouterr().out
     assert sorted(path.name for path in record.folder.iterdir()) == sorted(
-        ["config.yaml", "instances.parquet", "requests.parquet", "summary.json"]
+        ["config.yaml", "instances.parquet", "provenance.json", "requests.parquet", "summary.json"]
     )
 
 

@@ -1,6 +1,7 @@
 """The console scripts as a user meets them."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -8,14 +9,24 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
+from unittest.mock import ANY
 
 import pytest
 
+import analysis.commands
 import sim.commands
+import voltana
 from voltana.profile import read_profile
-from voltana.record import SUMMARY, RunRecord, find_records
+from voltana.record import CONFIG, SUMMARY, RunRecord, find_records
 
 SMALL = ("rps=20", "duration_s=4")
+
+
+def await_path(path: Path) -> None:
+    deadline = time.monotonic() + 60
+    while not path.exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
 
 
 class Outcome(NamedTuple):
@@ -55,6 +66,7 @@ def test_a_run_prints_its_numbers_and_where_its_record_is(call: Call, tmp_path: 
     assert sorted(p.name for p in (tmp_path / "run").iterdir()) == [
         "config.yaml",
         "instances.parquet",
+        "provenance.json",
         "requests.parquet",
         "summary.json",
     ]
@@ -124,14 +136,166 @@ def test_a_sweep_finishes_the_good_runs_and_names_the_bad(call: Call, tmp_path: 
     assert len(find_records([tmp_path / "sweep"])) == 1
 
 
+def test_the_same_run_is_not_run_again_and_another_does_not_replace_it(call: Call, tmp_path: Path) -> None:
+    assert call(sim.commands.simulate, *SMALL, "hydra.run.dir=run").status == 0
+    written_ns = (tmp_path / "run" / SUMMARY).stat().st_mtime_ns
+    again = call(sim.commands.simulate, *SMALL, "hydra.run.dir=run")
+    assert again.status == 0 and "run: this run is there already; overwrite=true runs it again" in again.err
+    assert (tmp_path / "run" / SUMMARY).stat().st_mtime_ns == written_ns
+    other = call(sim.commands.simulate, *SMALL, "rps=21", "hydra.run.dir=run")
+    assert other.status == 2 and other.err.count("\n") == 1
+    assert "run/config.yaml: found the finished record of another run (rps=20); allowed: another folder" in other.err
+    assert call(sim.commands.simulate, *SMALL, "rps=21", "hydra.run.dir=run", "overwrite=true").status == 0
+    assert RunRecord(tmp_path / "run").config["rps"] == 21
+
+
+def test_a_run_whose_trace_or_predictor_changed_is_run_again(call: Call, tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text("input_tokens,output_tokens\n10,10\n")
+    words = ("trace=file", "trace.path=t.csv", "policy=static_max", *SMALL, "hydra.run.dir=run")
+    first = call(sim.commands.simulate, *words)
+    (tmp_path / "t.csv").write_text("input_tokens,output_tokens\n10,100\n")
+    again = call(sim.commands.simulate, *words)
+    assert (first.status, again.status) == (0, 0) and "there already" not in again.err
+    assert (RunRecord(tmp_path / "run").requests().output_tokens == 100).all()
+
+
+def test_two_runs_of_one_folder_do_not_mix(tmp_path: Path) -> None:
+    script = "from sim.commands import simulate; simulate()"
+    command = [sys.executable, "-c", script, "duration_s=100000", "policy=static_max", "hydra.run.dir=run"]
+    with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.DEVNULL, start_new_session=True) as first:
+        await_path(tmp_path / "run" / CONFIG)
+        second = subprocess.run([*command, "rps=20"], cwd=tmp_path, capture_output=True, text=True, timeout=60)
+        first.send_signal(signal.SIGINT)
+    assert second.returncode == 2
+    assert re.search(
+        r"run: process \d+ on .* is writing its record there; allowed: a folder for each run$", second.stderr
+    )
+    assert second.stderr.count("\n") == 1
+    assert RunRecord(tmp_path / "run").config["rps"] == 75
+
+
+def test_a_killed_run_can_be_looked_at_and_is_left_out(
+    call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert call(sim.commands.simulate, *SMALL, "policy=static_max", "hydra.run.dir=runs/whole").status == 0
+    script = "from sim.commands import simulate; simulate()"
+    command = [sys.executable, "-c", script, "duration_s=100000", "policy=static_max", "hydra.run.dir=runs/killed"]
+    with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.DEVNULL) as process:
+        await_path(tmp_path / "runs" / "killed" / "instances.journal")
+        time.sleep(0.5)
+        process.kill()
+    left = RunRecord(tmp_path / "runs" / "killed", unfinished=True)
+    assert len(left.requests()) > 100 and len(left.instances()) > 100
+    compared = call(analysis.commands.compare, "runs=runs", "baseline=static_max")
+    assert compared.status == 0 and "Left out, unfinished: runs/killed." in compared.out
+    alone = call(analysis.commands.compare, "runs=runs/killed")
+    assert alone.status == 2 and "runs/killed is unfinished" in alone.err
+    window = f"window=[0,{left.instances().time_s.max() / 50}]"
+    drawn = call(analysis.commands.plot, "runs=runs/killed", "figure=timeline", "out=cut.png", window)
+    assert drawn.status == 0, drawn.err
+    again = call(sim.commands.simulate, *SMALL, "policy=static_max", "hydra.run.dir=runs/killed")
+    assert again.status == 0
+
+
+def test_runs_of_another_sweep_are_kept_and_told(call: Call, tmp_path: Path) -> None:
+    sweep = ("-m", "duration_s=4", "policy=static_max", "hydra.sweep.dir=sweep")
+    assert call(sim.commands.simulate, *sweep, "rps=20,21").status == 0
+    clash = call(sim.commands.simulate, *sweep, "rps=30,20")
+    assert clash.status == 2
+    assert "sweep/0/config.yaml: found the finished record of another run of the sweep duration_s=4" in clash.err
+    assert call(sim.commands.simulate, *sweep, "rps=20,21,22").status == 0
+    mixed = call(analysis.commands.compare, "runs=sweep")
+    assert "Runs of 2 sweeps are mixed here: duration_s=4 policy=static_max rps=20,21 (2 runs); " in mixed.out
+    assert call(sim.commands.simulate, *sweep, "rps=20,21,22", "overwrite=true").status == 0
+    assert "sweeps are mixed" not in call(analysis.commands.compare, "runs=sweep").out
+
+
+def test_what_is_there_already_is_known_under_any_launcher(call: Call, tmp_path: Path) -> None:
+    sweep = ("-m", *SMALL, "policy=static_max", "seed=1,2", "hydra.sweep.dir=sweep", "hydra/launcher=basic")
+    assert "there already" not in call(sim.commands.simulate, *sweep).err
+    again = call(sim.commands.simulate, *sweep)
+    assert again.status == 0 and again.err.count("this run is there already") == 2
+    assert RunRecord(tmp_path / "sweep" / "0").provenance["sweep"]["overrides"][-1] == "seed=1,2"
+
+
+LAUNCHED = """
+class Killed:
+    def __init__(self, clocks_mhz, *, clock_mhz): pass
+    def decide(self, load):
+        import os
+        os.kill(os.getpid(), 9)
+
+
+class Raises:
+    def __init__(self, clocks_mhz, *, clock_mhz): pass
+    def decide(self, load):
+        raise RuntimeError("out of ideas")
+"""
+
+
+def test_a_run_that_fails_takes_no_other_with_it(call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One policy raises, one kills its process; the runs beside them and after them end."""
+    (tmp_path / "launched.py").write_text(LAUNCHED)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    target = "policy.decode_controller._target_=launched.Raises,launched.Killed,voltana.frequency.StaticClock"
+    words = (*SMALL, "policy=static_max", target, "seed=1,2", "hydra.sweep.dir=sweep")
+    outcome = call(sim.commands.simulate, "-m", *words)
+    assert outcome.status in (1, 2)
+    assert outcome.err.count("\nfailed: ") == 4
+    assert outcome.err.count("its process died") == 2 and outcome.err.count("(sweep/") == 2
+    assert "out of ideas" in (tmp_path / "sweep" / "0" / "error.log").read_text()
+    assert [record.folder.name for record in find_records([tmp_path / "sweep"])] == ["4", "5"]
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["hydra.job.chdir=true"], "hydra.job.chdir: found true, allowed: false"),
+        (["-m", "hydra.job.chdir=true"], "hydra.job.chdir: found true, allowed: false"),
+        (["experiment=modules"], "experiment: found modules for a single run, allowed: with -m"),
+        (["overwrite=maybe"], "overwrite: found 'maybe', allowed: true or false"),
+        (["hydra.run.dir=/proc/run"], "/proc/run"),
+    ],
+)
+def test_what_cannot_be_run_so_is_one_line(call: Call, words: list[str], says: str) -> None:
+    outcome = call(sim.commands.simulate, *words, *SMALL)
+    assert outcome.status == 2 and says in outcome.err and outcome.err.count("\n") == 1
+
+
+def test_every_command_tells_the_version(call: Call) -> None:
+    for command in (sim.commands.simulate, sim.commands.fit, analysis.commands.compare, analysis.commands.plot):
+        assert call(command, "--version").out.split() == [ANY, voltana.__version__]
+
+
+def test_a_damaged_cached_predictor_is_fitted_again(
+    call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    quick = ("profile.clocks_mhz=[1005,1410]", "profile.decode.max_batch=32", "policy=voltana", *SMALL)
+    assert call(sim.commands.simulate, *quick, "hydra.run.dir=a").status == 0
+    (kept,) = tmp_path.rglob("ecopred-*.json")
+    whole = kept.read_text()
+    kept.write_text(whole[:100])
+    assert call(sim.commands.simulate, *quick, "hydra.run.dir=b").status == 0
+    assert kept.read_text() == whole
+
+
+@pytest.mark.parametrize("out", ["/dev/full", "/proc/out.csv"])
+def test_output_that_cannot_be_written_is_one_line(call: Call, tmp_path: Path, out: str) -> None:
+    quick = ("profile.clocks_mhz=[1005,1410]", "profile.decode.max_batch=32", "profile.prefill.samples=8")
+    assert call(sim.commands.profile, "out=table.csv", *quick).status == 0
+    for command, words in ((sim.commands.profile, quick), (sim.commands.fit, ("table=table.csv",))):
+        outcome = call(command, f"out={out}", *words)
+        assert outcome.status == 2 and out in outcome.err and outcome.err.count("\n") == 1
+
+
 def test_an_interrupted_run_leaves_a_valid_record(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     script = "from sim.commands import simulate; simulate()"
     arguments = ["duration_s=100000", "rps=50", "policy=static_max", f"hydra.run.dir={folder}"]
     with subprocess.Popen([sys.executable, "-c", script, *arguments], stderr=subprocess.PIPE, text=True) as process:
-        deadline = time.monotonic() + 60
-        while not (folder / "instances.parquet").exists() and time.monotonic() < deadline:
-            time.sleep(0.05)
+        await_path(folder / CONFIG)
         time.sleep(1.0)
         os.kill(process.pid, signal.SIGINT)
         _, err = process.communicate(timeout=30)
@@ -150,9 +314,7 @@ def test_an_interrupted_sweep_stops_at_once_and_goes_on_later(call: Call, tmp_pa
     arguments = ["-m", "policy=static_max", "rps=50", "seed=1,2,3,4", f"hydra.sweep.dir={folder}"]
     command = [sys.executable, "-c", script, *arguments, "duration_s=100000"]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True) as process:
-        deadline = time.monotonic() + 60
-        while not (folder / "0" / "instances.parquet").exists() and time.monotonic() < deadline:
-            time.sleep(0.05)
+        await_path(folder / "0" / CONFIG)
         time.sleep(1.0)
         os.killpg(process.pid, signal.SIGINT)
         _, err = process.communicate(timeout=30)

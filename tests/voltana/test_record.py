@@ -1,9 +1,14 @@
 """What is written to a run record is read back, and what is no finished record is refused."""
 
-from collections.abc import Sequence
+import os
+import re
+import resource
+import subprocess
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 from hypothesis import given, settings
@@ -15,6 +20,7 @@ from voltana.record import (
     CONFIG,
     FAILED,
     INSTANCES,
+    PROVENANCE,
     REQUESTS,
     SUMMARY,
     UNFINISHED,
@@ -22,9 +28,13 @@ from voltana.record import (
     RecordWriter,
     RequestRow,
     RunRecord,
+    claim,
     find_records,
+    find_unfinished,
+    holder,
     iterate,
 )
+from voltana.record.tables import KEEP_EVERY_S
 
 CONFIGURATION = {"rps": 75, "policy": {"name": "voltana", "decode_router": {"_target_": "a.B"}}, "trace": None}
 NUMBERS = {"source": "sim", "joint_attainment": 0.5, "token_itl_attainment": None}
@@ -46,7 +56,7 @@ def write(
     states: Sequence[InstanceRow] = SOME_STATES,
     chunk_rows: int = 65_536,
 ) -> RunRecord:
-    with RecordWriter(folder, CONFIGURATION, chunk_rows) as writer:
+    with RecordWriter(folder, CONFIGURATION, chunk_rows=chunk_rows) as writer:
         for request in requests:
             writer.request(request)
         for state in states:
@@ -168,6 +178,137 @@ def test_a_summary_holds_no_nan(tmp_path: Path) -> None:
         with pytest.raises(ValueError, match="JSON"):
             writer.summary({"x": float("nan")})
         assert not (tmp_path / SUMMARY).exists()
+
+
+@pytest.mark.parametrize("table", [REQUESTS, INSTANCES])
+def test_the_summary_comes_after_the_tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, table: str) -> None:
+    """Where a table cannot get its name, nothing says that the record is finished."""
+    (tmp_path / table).mkdir()  # a file cannot replace a folder
+    monkeypatch.setattr(RecordWriter, "_clear", lambda self: None)
+    with pytest.raises(UserError, match="Is a directory"), RecordWriter(tmp_path, CONFIGURATION) as writer:
+        writer.request(SOME_REQUESTS[0])
+        writer.summary(NUMBERS)
+    assert not (tmp_path / SUMMARY).exists()
+
+
+@pytest.mark.parametrize("chunk_rows", [1, 2, 65_536])
+def test_what_was_kept_reads_after_a_crash(tmp_path: Path, chunk_rows: int) -> None:
+    """The journal of a process that was killed, cut anywhere, gives the first rows and no other."""
+    writer = RecordWriter(tmp_path, CONFIGURATION, chunk_rows=chunk_rows)
+    for request in SOME_REQUESTS:
+        writer.request(request)
+        writer.keep()
+    for state in SOME_STATES:
+        writer.instance(state)
+    writer.keep()
+    record = RunRecord(tmp_path, unfinished=True)
+    assert rows(record.requests()) == sorted(SOME_REQUESTS)
+    assert len(record.instances()) == len(SOME_STATES)
+    journal = (tmp_path / "requests.journal").read_bytes()
+    counts = set()
+    for length in range(0, len(journal), 97):
+        (tmp_path / "requests.journal").write_bytes(journal[:length])
+        left = [row.request_id for row in RunRecord(tmp_path, unfinished=True).requests().itertuples()]
+        assert left == sorted(request.request_id for request in SOME_REQUESTS[: len(left)])
+        counts.add(len(left))
+    assert counts >= {0, 1, 2}
+    assert [each.folder for each in find_unfinished([tmp_path])] == [tmp_path]
+
+
+def test_rows_are_kept_every_few_seconds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now_s = 100.0
+    monkeypatch.setattr("voltana.record.tables.time.monotonic", lambda: now_s)
+    writer = RecordWriter(tmp_path, CONFIGURATION)
+    writer.request(SOME_REQUESTS[0])
+    assert RunRecord(tmp_path, unfinished=True).requests().empty
+    now_s += KEEP_EVERY_S
+    writer.request(SOME_REQUESTS[1])
+    assert len(RunRecord(tmp_path, unfinished=True).requests()) == 2
+
+
+def test_a_failed_run_leaves_its_rows_and_no_table(tmp_path: Path) -> None:
+    with pytest.raises(ZeroDivisionError), RecordWriter(tmp_path, CONFIGURATION) as writer:
+        writer.request(SOME_REQUESTS[0])
+        raise ZeroDivisionError
+    assert sorted(path.name for path in tmp_path.iterdir()) == [CONFIG, PROVENANCE, "requests.journal"]
+    assert rows(RunRecord(tmp_path, unfinished=True).requests()) == SOME_REQUESTS[:1]
+
+
+def test_a_finished_record_keeps_no_journal(tmp_path: Path) -> None:
+    with RecordWriter(tmp_path, CONFIGURATION) as writer:
+        writer.request(SOME_REQUESTS[0])
+        writer.keep()
+        writer.summary(NUMBERS)
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(
+        [CONFIG, INSTANCES, PROVENANCE, REQUESTS, SUMMARY]
+    )
+
+
+@pytest.fixture(params=["full disk", "largest file"])
+def small_disk(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:
+    """A folder that takes some 300 kB: a file system of that size where one may be mounted, and a limit per file."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    if request.param == "largest file":
+        limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, limits[1]))
+        yield folder
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        return
+    mount = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=300k", "tmpfs", folder], capture_output=True)
+    if mount.returncode:
+        pytest.skip("no right to mount")
+    yield folder
+    subprocess.run(["umount", folder], check=True)
+
+
+def test_on_a_full_disk_a_record_is_not_finished(small_disk: Path) -> None:
+    rng = np.random.default_rng(1)
+    with pytest.raises(UserError) as caught, RecordWriter(small_disk, CONFIGURATION, chunk_rows=500) as writer:
+        for number, noise in enumerate(rng.random((20_000, 3)).tolist()):
+            writer.instance(InstanceRow(noise[0], "decode-0", "decode", 1410, number, number, 0, noise[1]))
+        writer.summary(NUMBERS)
+    assert str(caught.value).startswith(f"{small_disk}/instances.") and "\n" not in str(caught.value)
+    assert re.search("No space left on device|File too large", str(caught.value))
+    assert not (small_disk / SUMMARY).exists() and not (small_disk / INSTANCES).exists()
+    with pytest.raises(UserError, match="not a finished run record"):
+        RunRecord(small_disk)
+    assert 0 < len(RunRecord(small_disk, unfinished=True).instances()) < 20_000
+
+
+# One folder, one run.
+
+
+def test_a_folder_takes_one_writer_at_a_time(tmp_path: Path) -> None:
+    with RecordWriter(tmp_path, CONFIGURATION) as writer:
+        with pytest.raises(UserError, match=rf"^{tmp_path}: process {os.getpid()} on .* is writing its record there; "):
+            RecordWriter(tmp_path, CONFIGURATION)
+        assert holder(tmp_path) is not None
+        writer.request(SOME_REQUESTS[0])
+        writer.summary(NUMBERS)
+    assert holder(tmp_path) is None
+    assert len(RunRecord(tmp_path).requests()) == 1
+
+
+def test_a_finished_record_of_another_configuration_is_kept(tmp_path: Path) -> None:
+    before = write(tmp_path)
+    with pytest.raises(
+        UserError, match=r"found the finished record of another run \(rps=75\); allowed: another folder"
+    ):
+        RecordWriter(tmp_path, {**CONFIGURATION, "rps": 80})
+    assert rows(RunRecord(tmp_path).requests()) == rows(before.requests())
+    with (
+        claim(tmp_path, {"rps": 80}, overwrite=True) as claimed,
+        RecordWriter(tmp_path, {"rps": 80}, claimed=claimed) as writer,
+    ):
+        writer.summary(NUMBERS)
+    assert RunRecord(tmp_path).config == {"rps": 80}
+
+
+def test_an_interrupted_record_of_another_configuration_is_replaced(tmp_path: Path) -> None:
+    with RecordWriter(tmp_path, {"rps": 80}) as writer:
+        writer.summary({**NUMBERS, "interrupted": True})
+    assert write(tmp_path).config == CONFIGURATION
 
 
 @pytest.mark.parametrize("name", [CONFIG, SUMMARY, REQUESTS, INSTANCES])

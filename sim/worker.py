@@ -1,0 +1,81 @@
+"""Simulated runs in a process of a sweep: what happens to one stays with it."""
+
+from __future__ import annotations
+
+import signal
+import traceback
+from collections.abc import Mapping
+from pathlib import Path
+from types import FrameType
+from typing import Any, NamedTuple
+
+from voltana.errors import UserError
+from voltana.files import write_whole
+
+LOG = "error.log"
+"""In the folder of a run that failed: the traceback, if there is one, and the line that says why."""
+
+
+class Failure(NamedTuple):
+    """Why a run failed."""
+
+    reason: str
+    log: Path | None
+    bad_input: bool
+    """Whether it is the user's to mend; else it is a bug."""
+
+
+_interrupted = False
+_at_work = False
+
+
+def begin() -> None:
+    """Set up the process: Ctrl-C ends the run at work and keeps others from beginning.
+
+    The parent starts it with the signal blocked, so that none is lost and none strikes while modules are imported.
+    """
+    global _interrupted
+    signal.signal(signal.SIGINT, _on_interrupt)
+    _interrupted = signal.SIGINT in signal.sigpending()
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+
+
+def _on_interrupt(number: int, frame: FrameType | None) -> None:
+    global _interrupted
+    _interrupted = True
+    if _at_work:
+        raise KeyboardInterrupt
+
+
+def work(values: Mapping[str, Any], folder: Path, overwrite: bool, sweep: Mapping[str, Any] | None) -> Failure | None:
+    """Make one run; whatever goes wrong in it is told in words.
+
+    Raises:
+        KeyboardInterrupt: the sweep was interrupted, now or before.
+    """
+    global _at_work
+    if _interrupted:
+        raise KeyboardInterrupt
+    from sim.run import run_once
+
+    _at_work = True
+    try:
+        (folder / LOG).unlink(missing_ok=True)
+        run_once(values, folder, overwrite=overwrite, sweep=sweep)
+    except UserError as error:
+        return Failure(str(error), _log(folder, error), bad_input=True)
+    except Exception as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        return Failure(reason, _log(folder, error, traceback.format_exc()), bad_input=False)
+    finally:
+        _at_work = False
+    return None
+
+
+def _log(folder: Path, error: Exception, trace: str = "") -> Path | None:
+    text = trace or getattr(error, "traceback_text", "")
+    try:
+        write_whole(folder / LOG, f"{text}{error}\n")
+    except UserError:
+        return None
+    return folder / LOG
