@@ -35,6 +35,8 @@ def begin() -> None:
     The parent starts it with the signal blocked, so that none is lost and none strikes while modules are imported.
     """
     global _interrupted
+    import sim.run  # noqa: F401 - some compiled modules do not bear being interrupted while they are imported
+
     signal.signal(signal.SIGINT, _on_interrupt)
     _interrupted = signal.SIGINT in signal.sigpending()
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
@@ -42,8 +44,8 @@ def begin() -> None:
 
 def _on_interrupt(number: int, frame: FrameType | None) -> None:
     global _interrupted
-    _interrupted = True
-    if _at_work:
+    first, _interrupted = not _interrupted, True
+    if first and _at_work:  # a second one must not cut off the record that the first one ends
         raise KeyboardInterrupt
 
 
@@ -54,12 +56,12 @@ def work(values: Mapping[str, Any], folder: Path, overwrite: bool, sweep: Mappin
         KeyboardInterrupt: the sweep was interrupted, now or before.
     """
     global _at_work
-    if _interrupted:
-        raise KeyboardInterrupt
-    from sim.run import run_once
-
     _at_work = True
     try:
+        if _interrupted:
+            raise KeyboardInterrupt
+        from sim.run import run_once
+
         (folder / LOG).unlink(missing_ok=True)
         run_once(values, folder, overwrite=overwrite, sweep=sweep)
     except UserError as error:

@@ -11,11 +11,12 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager, suppress
 from functools import partial
-from multiprocessing import get_context
+from multiprocessing import active_children, get_context
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
@@ -114,21 +115,32 @@ def _in_pool(jobs: list[_Job], workers: int, run: _Run, ended: Callable[[_Job, F
     """
     lost: set[int] = set()
     with ProcessPoolExecutor(workers, get_context("spawn"), initializer=begin) as pool:
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
-            futures = {pool.submit(run, job.values, job.folder): place for place, job in enumerate(jobs)}
-        finally:
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
-        try:
+            with _interrupts_blocked():
+                futures = {pool.submit(run, job.values, job.folder): place for place, job in enumerate(jobs)}
             for future in as_completed(futures):
                 try:
                     ended(jobs[futures[future]], future.result())
                 except BrokenProcessPool:
                     lost.add(futures[future])
         except BaseException:
+            for child in active_children():  # those that Ctrl-C did not reach itself
+                if child.pid is not None:
+                    with suppress(ProcessLookupError):
+                        os.kill(child.pid, signal.SIGINT)
             pool.shutdown(wait=True, cancel_futures=True)
             raise
     return [jobs[place] for place in sorted(lost)]
+
+
+@contextmanager
+def _interrupts_blocked() -> Iterator[None]:
+    """Hold back Ctrl-C in this thread and in the processes that it starts."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
 
 
 def _look_around(jobs: list[_Job], console: Console) -> list[_Job]:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 from unittest.mock import ANY
@@ -323,6 +324,23 @@ def test_an_interrupted_sweep_stops_at_once_and_goes_on_later(call: Call, tmp_pa
     again = call(sim.commands.simulate, *arguments, "duration_s=4")
     assert again.status == 0
     assert [record.summary["interrupted"] for record in find_records([folder])] == [False] * 4
+
+
+@pytest.mark.parametrize("delay_s", [0.0, 0.3, 0.6])
+def test_interrupting_while_processes_start_is_quiet(tmp_path: Path, delay_s: float) -> None:
+    script = "from sim.commands import simulate; simulate()"
+    words = ["-m", "policy=static_max", "seed=1,2,3,4", "hydra.sweep.dir=sweep", "duration_s=100000"]
+    command = [sys.executable, "-c", script, *words]
+    with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True, start_new_session=True) as process:
+        assert process.stderr is not None and process.stderr.readline().startswith("4 runs on ")
+        time.sleep(delay_s)
+        os.killpg(process.pid, signal.SIGINT)
+        try:
+            _, err = process.communicate(timeout=30)
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+    assert process.returncode == 130 and err.splitlines() == ["voltana-sim: interrupted"], err
 
 
 def test_profile_then_fit_then_use_the_predictor(call: Call, tmp_path: Path) -> None:
