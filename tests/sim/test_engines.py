@@ -51,7 +51,7 @@ def _both(values: Values, tmp_path_factory: pytest.TempPathFactory) -> Callable[
     def go(*overrides: str) -> list[RunRecord]:
         records, chosen = [], values(*overrides)
         for engine in ("reference", "fast"):
-            simulate(chosen | {"engine": engine}, folder / engine)
+            simulate(chosen | {"engine": engine}, folder / engine, overwrite=True)
             records.append(RunRecord(folder / engine))
         return records
 

@@ -38,7 +38,7 @@ def _record_of(
     folder = tmp_path_factory.mktemp("run")
 
     def go(choice: dict[str, Any]) -> RunRecord:
-        simulate(values(*(f"{key}={value}" for key, value in choice.items())), folder)
+        simulate(values(*(f"{key}={value}" for key, value in choice.items())), folder, overwrite=True)
         return RunRecord(folder)
 
     return go

@@ -29,7 +29,7 @@ def _curve(tmp_path_factory: pytest.TempPathFactory) -> Curve:
     found = {}
     for point in published.read_points(DATA / CURVE):
         if point.rps in (LOW, MIDDLE, HIGH):
-            summary = simulate(published.configuration(point.policy, point.rps), folder)
+            summary = simulate(published.configuration(point.policy, point.rps), folder, overwrite=True)
             ours = published.point_of(point.policy, point.rps, summary)
             found[point.policy, int(point.rps)] = Comparison(point, ours)
     return found
