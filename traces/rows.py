@@ -10,7 +10,8 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from itertools import islice
-from math import isfinite
+from math import inf, isfinite
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,7 +32,8 @@ _TOKENS = f"an integer from 1 to {MAX_TOKENS}"
 _DATE = "a date and time such as 2023-11-16 18:15:46.68"
 _WHOLE = re.compile(r"-?[0-9]+(\.0*)?")
 _NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
-_ISO_DATE = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}[T ][0-9:.,]+(Z|[+-][0-9:]+)?")
+_LONG = 300
+"""Digits of a number that a float still holds."""
 
 
 class UnusableError(Exception):
@@ -144,32 +146,30 @@ class Parser:
         return inputs, outputs, 0.0 if self.clock is None else self._time(line, self.clock, cells[2])
 
     def _tokens(self, line: int, name: str, cell: str) -> int:
+        whole = cell.isascii() and cell.isdigit() and len(cell) <= len(str(MAX_TOKENS))
+        tokens = int(cell) if whole else int(float(cell)) if _WHOLE.fullmatch(cell) and len(cell) < _LONG else None
+        if tokens is not None and 1 <= tokens <= MAX_TOKENS:
+            return tokens
         place = f"{self.path}:{line}: {name}"
         if not _WHOLE.fullmatch(cell):
             raise _not_this(place, name, cell, _TOKENS)
-        tokens = int(float(cell)) if len(cell) < 300 else MAX_TOKENS + 1
-        if 1 <= tokens <= MAX_TOKENS:
-            return tokens
-        what = "0" if tokens == 0 else "negative" if tokens < 0 else f"over {MAX_TOKENS}"
+        what = "0" if tokens == 0 else "negative" if cell.startswith("-") else f"over {MAX_TOKENS}"
         raise UnusableError(f"{name} is {what}", fail(place, cell, _TOKENS))
 
     def _time(self, line: int, clock: "_Clock", cell: str) -> float:
+        time_s = clock.one(cell)
+        if time_s is not None and self.last_s <= time_s < inf:
+            self.last_s = time_s
+            return time_s
         name = self.names[2]
         place = f"{self.path}:{line}: {name}"
-        if not clock.reads(cell):
+        if time_s is None:
             raise _not_this(place, name, cell, clock.allowed)
-        if cell.startswith("-"):
-            raise UnusableError(f"{name} is negative", fail(place, cell, clock.allowed))
-        try:
-            time_s = float(clock.column([cell])[0])
-        except ValueError:
-            raise UnusableError(f"{name} is no date", fail(place, cell, clock.allowed)) from None
         if not isfinite(time_s):
             raise fail(place, cell, clock.allowed)
-        if time_s < self.last_s:
-            raise UnusableError(f"{name} is before that of a row above", fail(place, cell, "times that never decrease"))
-        self.last_s = time_s
-        return time_s
+        if cell.startswith("-"):
+            raise UnusableError(f"{name} is negative", fail(place, cell, clock.allowed))
+        raise UnusableError(f"{name} is before that of a row above", fail(place, cell, "times that never decrease"))
 
 
 def _plain_tokens(cells: Sequence[str]) -> Ints:
@@ -208,10 +208,6 @@ class _Clock:
         """What is taken off, in the file's unit."""
         self.allowed = _DATE if self.per_second is None else "a number >= 0"
 
-    def reads(self, cell: str) -> bool:
-        """Whether a cell is written as its unit demands."""
-        return bool((_ISO_DATE if self.per_second is None else _NUMBER).fullmatch(cell))
-
     def column(self, cells: Sequence[str]) -> Floats:
         """Seconds of the run.
 
@@ -227,11 +223,29 @@ class _Clock:
         if times.min() < 0:
             raise ValueError
         if self.origin is None:
-            far = isfinite(times[0]) and times[0] >= FAR_S * self.per_second
-            self.origin = times[0] if far else 0
-            self.tally.counted_from = cells[0] if far else None
+            self._begin(times[0], cells[0])
         seconds: Floats = (times - self.origin) / self.per_second
         return seconds
+
+    def one(self, cell: str) -> float | None:
+        """Seconds of the run; None for a cell that is not written as the unit demands."""
+        if self.per_second is None:
+            try:
+                return float(self._dates([cell])[0])
+            except ValueError:
+                return None
+        if not _NUMBER.fullmatch(cell):
+            return None
+        number = int(cell) if cell.isdigit() and len(cell) < _LONG else float(cell)
+        if self.origin is None and 0 <= number < inf:
+            self._begin(number, cell)
+        return (number - (self.origin or 0)) / self.per_second
+
+    def _begin(self, first: float, cell: str) -> None:
+        assert self.per_second is not None
+        far = FAR_S * self.per_second <= first < inf
+        self.origin = first if far else 0
+        self.tally.counted_from = cell if far else None
 
     def _dates(self, cells: Sequence[str]) -> Floats:
         if not all(map(is_date, cells)):
@@ -246,7 +260,7 @@ class _Clock:
             return np.array([(_aware(moment) - self.first).total_seconds() for moment in moments])
 
 
-def _numbers(cells: Sequence[str], *, whole: bool) -> NDArray[np.int64] | Floats:
+def _numbers(cells: Sequence[str], *, whole: bool) -> NDArray[Any]:
     """Integers where they fit, since floats round nanoseconds of Unix time."""
     if whole:
         with suppress(OverflowError, ValueError):

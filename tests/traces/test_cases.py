@@ -52,7 +52,7 @@ SKIPPED = {
         ("output_tokens cannot be read", 1, 4),
         ("arrival_s cannot be read", 1, 5),
     ],
-    "no_such_date.csv": [("TIMESTAMP is no date", 1, 3)],
+    "no_such_date.csv": [("TIMESTAMP cannot be read", 1, 3)],
     "empty_cells.csv": [
         ("input_tokens is empty", 1, 3),
         ("output_tokens is empty", 1, 4),
