@@ -11,7 +11,7 @@ from typing import Any, TextIO, cast
 import numpy as np
 
 from traces.checks import fail, flag, optional_integer
-from traces.formats import ROLES, UNITS, Layout, layout
+from traces.formats import ROLES, UNITS, WHOLE, Layout, layout
 from traces.lines import CsvLines, JsonLines
 from traces.rows import Parser, Rows, Tally, is_date
 from traces.stream import Block, within_context
@@ -129,11 +129,12 @@ class FileTrace:
         first = next(rows, None)
         if first is None:
             return found._replace(unit="s"), rows
-        line, cells = first
-        unit = self.time_unit or ("datetime" if is_date(cells[2]) else found.unit)
-        if unit is None or (unit == "datetime" and self.time_unit is None and not is_date(cells[2])):
+        line, (_, _, time) = first
+        unit = self.time_unit or ("datetime" if is_date(time) else found.unit)
+        odd = (unit == "datetime" and not is_date(time)) or (unit in WHOLE and "." in time)
+        if unit is None or (self.time_unit is None and odd):
             place = f"{self.path}:{line}: {found.arrival}"
-            raise fail(place, cells[2], f"times in a unit that trace.time_unit states ({', '.join(UNITS)})")
+            raise fail(place, time, f"times in a unit that trace.time_unit states ({', '.join(UNITS)})")
         return found._replace(unit=unit), chain([first], rows)
 
 

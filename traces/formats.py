@@ -14,6 +14,8 @@ from voltana.errors import UserError
 
 UNITS = {"s": 1.0, "ms": 1e3, "us": 1e6, "ns": 1e9, "datetime": None}
 """Units of a second; None: dates with time."""
+WHOLE = ("ms",)
+"""Units that recognised formats count in whole numbers (Mooncake). Fractions in their place are another's seconds."""
 ROLES = ("input_tokens", "output_tokens", "arrival_s")
 """Keys of `trace.columns`."""
 NOT_MODELLED = {"hash_ids": "shared prefixes", "n_hash_blocks": "shared prefixes"}

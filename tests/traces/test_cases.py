@@ -116,6 +116,7 @@ REFUSED = {
 NEEDS_A_WORD = {
     "no_unit.csv": (f":2: timestamp: found '500', allowed: {UNIT}", {"time_unit": "ms"}),
     "no_unit.jsonl": (f":1: timestamp: found '500', allowed: {UNIT}", {"time_unit": "ms"}),
+    "mooncake_in_seconds.jsonl": (f":1: timestamp: found '0.5', allowed: {UNIT}", {"time_unit": "s"}),
     "number_for_a_date.csv": (f":2: TIMESTAMP: found '0.5', allowed: {UNIT}", {"time_unit": "s"}),
     "digits_for_a_date.csv": (f":2: TIMESTAMP: found '20231116', allowed: {UNIT}", {"time_unit": "ms"}),
     "no_times.csv": (
@@ -123,7 +124,7 @@ NEEDS_A_WORD = {
         "a format that has them, or trace.columns.arrival_s=COLUMN",
         {"columns": {"arrival_s": "output_tokens"}, "time_unit": "s"},
     ),
-    "absurd_rate.jsonl": (f": found 102 requests in 0.0101 s, allowed: {ABSURD}", {"time_unit": "s"}),
+    "absurd_rate.jsonl": (f": found 102 requests in 0.01 s, allowed: {ABSURD}", {"time_unit": "s"}),
     "all_at_once.csv": (f": found 101 requests in 0 s, allowed: {ABSURD}", {"time_unit": "s"}),
     "own_names.csv": (
         f":1: found columns when, in, out tokens, allowed: {FORMATS}",
