@@ -11,6 +11,8 @@ from traces.checks import fail
 from traces.rows import Rows, Tally, UnusableError
 from voltana.errors import UserError
 
+csv.field_size_limit(1 << 24)  # prompts may stand in columns that are not used
+
 
 class CsvLines:
     """A CSV file; its first line names the columns.

@@ -158,3 +158,8 @@ def test_bad_options_are_named(options: dict[str, Any], message: str, tmp_path: 
     with pytest.raises(UserError) as error:
         FileTrace(**{"path": write(tmp_path, OWN), **options})
     assert str(error.value).startswith(message)
+
+
+def test_long_prompts_may_stand_beside(tmp_path: Path) -> None:
+    text = f"prompt,input_tokens,output_tokens,arrival_s\n{'word ' * 100_000},10,20,0.5\n"
+    assert replay(write(tmp_path, text)) == [(0.5, 10, 20)]
