@@ -151,7 +151,7 @@ class _Axis:
 
     def panel(self, run: Run) -> tuple[str, ...]:
         """The column a run belongs to."""
-        rate = run.record.config.get(RATE)
+        rate = flat_config(run.record).get(RATE)
         others = () if self.key == RATE or not isinstance(rate, int | float) else (f"{rate:g} requests/s",)
         return run.name("model"), run.name("trace"), *others
 
@@ -348,7 +348,7 @@ def timeline(runs: RunSet, window: Any = None) -> Figure:
 
 
 def _run_title(run: Run) -> str:
-    rate = run.record.config.get("rps")
+    rate = flat_config(run.record).get(RATE)
     parts = [run.policy, run.name("model"), run.name("trace"), *([f"{rate:g} requests/s"] if rate else [])]
     return ", ".join([*parts, *(["unfinished"] if run.record.unfinished else [])])
 

@@ -127,9 +127,50 @@ def load_runs(folders: Sequence[str | Path], *, interrupted: bool = False) -> Ru
     return RunSet(list(runs.values()), [_label(key) for key in keys], _shared(flats), repeated, cut_short, unfinished)
 
 
+class TraceRate(float):
+    """The request rate of a trace that was replayed at its own times; it shows as `trace 9.8`."""
+
+    @classmethod
+    def of(cls, rate: float) -> TraceRate:
+        """A rate to the three digits that are shown, so that what looks alike is alike."""
+        return cls(f"{rate:.3g}")
+
+    def __str__(self) -> str:
+        """With its mark."""
+        return f"trace {float(self):.10g}"
+
+    def __format__(self, _: str) -> str:
+        """With its mark, however numbers are formatted."""
+        return str(self)
+
+    __repr__ = __str__
+
+
 def flat_config(record: RunRecord) -> Flat:
-    """The configuration of a run with dotted keys, and its `source`."""
-    return {"source": record.summary.get("source"), **_flatten(record.config)}
+    """The configuration of a run with dotted keys, and its `source`; `rps` is that of the trace where it had its own.
+
+    In a record that does not tell its arrivals, made before records did, the rate of such a trace is unknown.
+    """
+    flat: Flat = {"source": record.summary.get("source"), **_flatten(record.config)}
+    arrivals = record.summary.get("arrivals")
+    if isinstance(arrivals, Mapping) and arrivals.get("requested_rps", "") is None:
+        rate = arrivals.get("rate_per_s")
+        flat["rps"] = TraceRate.of(rate) if isinstance(rate, int | float) else None
+    elif arrivals is None and flat.get("arrival.name") == "timestamps":
+        flat["rps"] = None
+    return flat
+
+
+def replay_of(record: RunRecord) -> str | None:
+    """What was replayed, in words, if a trace came at its own times."""
+    rate, arrivals = flat_config(record).get("rps"), record.summary.get("arrivals")
+    if not isinstance(rate, TraceRate) or not isinstance(arrivals, Mapping):
+        return None
+    skipped = sum(each["count"] for each in arrivals.get("skipped", ()))
+    left_out = f", {skipped} of {arrivals.get('rows_read')} rows skipped" if skipped else ""
+    path = _flatten(record.config).get("trace.path")
+    source = f" of {path}" if path else ""
+    return f"{rate}/s: {arrivals['count']} requests in {arrivals['span_s']:.1f} s{source}{left_out}"
 
 
 def _flatten(config: Mapping[str, Any], prefix: str = "") -> Flat:

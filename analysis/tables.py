@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from io import StringIO
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
-from analysis.runs import Run, RunSet, Value
+from analysis.runs import Run, RunSet, Value, replay_of
 from voltana.errors import UserError
 from voltana.record import RunRecord, holder
 
@@ -190,6 +190,9 @@ def _notes(runs: RunSet, rows: Sequence[Row]) -> list[str]:
     if counts[-1] > 1:
         told = f"{counts[0]} to {counts[-1]}" if len(counts) > 1 else f"{counts[0]}"
         notes.append(f"Mean ± 95 % confidence interval over {told} runs; p50/p90/p99 and counts are means.")
+    replays = dict.fromkeys(filter(None, (replay_of(run.record) for run in runs.runs)))
+    if replays:
+        notes.append(f"Traces at their own times: {'; '.join(replays)}.")
     if runs.repeated:
         paths = ", ".join(str(path) for path in runs.repeated)
         notes.append(f"Left out, the same configuration as another run: {paths}.")

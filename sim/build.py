@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -16,7 +15,7 @@ from sim.plant.predictor import load_predictor, predictor_file
 from sim.sensor import SensorSpec
 from sim.spec import ClusterSpec, Drift
 from sim.truth import Truth
-from traces import Request
+from traces import RequestStream
 from traces.build import build_requests
 from voltana.bundle import Offers, build_bundle
 from voltana.ecopred import EcoPred
@@ -36,7 +35,7 @@ class RunBuilder:
         self.predictor_file: Path | None = None
         """What the predictor was read from, if a policy asked for one."""
 
-    def requests(self) -> Iterator[Request]:
+    def requests(self) -> RequestStream:
         """The request stream."""
         return build_requests(self._config)
 

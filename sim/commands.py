@@ -81,6 +81,8 @@ def _print_run(values: dict[str, Any], summary: dict[str, Any], folder: Path) ->
     from rich.console import Console
     from rich.table import Table
 
+    from voltana.summary import arrivals_in_words, rate_in_words
+
     def percent(share: float | None) -> str:
         return "-" if share is None else f"{100 * share:.1f} %"
 
@@ -92,7 +94,8 @@ def _print_run(values: dict[str, Any], summary: dict[str, Any], folder: Path) ->
     energy = {phase: summary["energy_j"][phase] / 1e3 for phase in ("total", "prefill", "decode")}
     per_token = summary["energy_per_output_token_j"]
     for name, value in (
-        ("policy", f"{values['policy']['name']}, {values['rps']:g} requests/s, seed {values['seed']}"),
+        ("policy", f"{values['policy']['name']}, {rate_in_words(summary['arrivals'])}, seed {values['seed']}"),
+        *arrivals_in_words(summary["arrivals"]),
         ("requests", f"{requests['completed']} completed, {requests['failed']} failed"),
         (
             "energy",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from sim.job import Job
@@ -13,12 +13,25 @@ from voltana.summary import SummaryBuilder
 
 
 class Recorder:
-    """Writes the row of every request that ends, and the summary when the run does."""
+    """Writes the row of every request that ends, and the summary when the run does.
 
-    def __init__(self, writer: RecordWriter, slo: Slo, policy: Mapping[str, Any]) -> None:
+    Args:
+        writer: of the record.
+        slo: the objectives.
+        policy: as the summary tells it.
+        arrivals: tells at the end where the requests came from.
+    """
+
+    def __init__(
+        self,
+        writer: RecordWriter,
+        slo: Slo,
+        policy: Mapping[str, Any],
+        arrivals: Callable[[], Mapping[str, Any]] = dict,
+    ) -> None:
         self._writer = writer
         self.itl_slo_s = slo.itl_s
-        self._summary = SummaryBuilder("sim", slo, policy)
+        self._summary = SummaryBuilder("sim", slo, policy, arrivals)
         self._in_flight: set[Job] = set()
 
     @property

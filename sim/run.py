@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from sim.build import RunBuilder
 from sim.config import SimConfig, parse
 from sim.recorder import Recorder
-from voltana.errors import UserError
 from voltana.record import RecordWriter, RunRecord, claim
 from voltana.record.provenance import already_there, dependencies, provenance
 
@@ -78,7 +77,7 @@ def simulate(
         claim(folder, values, overwrite=overwrite) as claimed,
         RecordWriter(folder, values, provenance=about, claimed=claimed) as writer,
     ):
-        recorder = Recorder(writer, builder.slo, config.policy.about())
+        recorder = Recorder(writer, builder.slo, config.policy.about(), requests.about)
         cluster = engine(config.engine)(spec, requests, recorder, writer.instance, progress)
         started = time.perf_counter()
 
@@ -93,7 +92,7 @@ def simulate(
             close(interrupted=True)
             raise
         if not recorder.submitted:
-            raise UserError("duration_s: no request arrives within it, allowed: long enough for at least one")
+            raise requests.none_arrived()
         summary = close(interrupted=False)
     if config.bound:
         from sim.bound import KEY, add_bound

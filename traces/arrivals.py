@@ -57,6 +57,8 @@ class Uniform:
 class Timestamps:
     """The trace's own arrival times, `speedup` times faster."""
 
+    reads_times = True
+
     def __init__(self, *, speedup: float = 1.0) -> None:
         self.speedup = positive("arrival.speedup", speedup)
 
@@ -67,7 +69,7 @@ class Timestamps:
                 raise fail(
                     "arrival=timestamps",
                     "a trace without arrival times",
-                    "trace=file with an arrival column and trace.repeat=false",
+                    "trace=file with an arrival column",
                 )
             yield block._replace(arrival_s=block.arrival_s / self.speedup)
 

@@ -1,92 +1,151 @@
-"""Request lengths and arrival times from a file: our own columns, or one of the well-known public formats."""
+"""Request lengths and arrival times from a file: our own columns, a well-known public format, or named columns."""
 
-import csv
 import gzip
-import json
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
-from datetime import UTC, datetime
-from itertools import islice
-from math import isfinite
-from operator import itemgetter
+from itertools import chain
 from pathlib import Path
-from typing import TextIO, cast
+from typing import Any, TextIO, cast
 
 import numpy as np
 
 from traces.checks import fail, flag, optional_integer
-from traces.stream import Block, Floats, Ints, within_context
+from traces.formats import ROLES, UNITS, WHOLE, Layout, layout
+from traces.lines import CsvLines, JsonLines
+from traces.rows import Parser, Rows, Tally, is_date
+from traces.stream import Block, within_context
 from voltana.errors import UserError
 
-Rows = Iterator[tuple[int, Sequence[str]]]
-"""Line number and the cells of the columns that are used: input, output and perhaps arrival."""
-
 SUFFIXES = (".csv", ".csv.gz", ".jsonl", ".jsonl.gz")
-MAX_TOKENS = 1_000_000_000
-
-
-@dataclass(frozen=True, slots=True)
-class Format:
-    """Column names of one format. `per_second` counts units of the arrival column; None: dates with time."""
-
-    input_tokens: str
-    output_tokens: str
-    arrival: str
-    per_second: float | None
-
-    def used(self, columns: Sequence[str]) -> list[str]:
-        """Name the columns to read; arrival times are optional."""
-        return [self.input_tokens, self.output_tokens, *([self.arrival] if self.arrival in columns else [])]
-
-
-FORMATS = (
-    Format("input_tokens", "output_tokens", "arrival_s", per_second=1),
-    Format("ContextTokens", "GeneratedTokens", "TIMESTAMP", per_second=None),  # Azure LLM inference 2023
-    Format("input_length", "output_length", "timestamp", per_second=1e3),  # Mooncake, FAST'25 release
-    Format("num_prefill_tokens", "num_decode_tokens", "arrived_at", per_second=1),  # Vidur, Sarathi, Etalon
-    Format("prompt_len", "output_len", "req_time", per_second=1),  # ShareGPT lengths; LMSYS arena as in VTC
-    Format("input_toks", "output_toks", "arrival_time_ns", per_second=1e9),  # LLMServingSim
-)
+ABSURD_PER_S = 10_000
+LOOKED_AT, ENOUGH = 1000, 100
+"""Rows at the beginning that imply the rate which is checked, and of how many gaps it takes."""
 
 
 class FileTrace:
     """Requests from a CSV or JSON-lines file, read in blocks.
 
-    Arrival times count from the start of the run, as in the file; dates count from the first row. With `repeat`
-    the file starts over when it ends, and its arrival times are not used.
+    Arrival times are read only for a process that wants them. They count from the start of the run, as in the file;
+    dates, and numbers whose first is an hour or more from 0 (Unix time), count from the first row that is used. A row
+    that cannot be used is left out and told of by `report`.
+
+    Args:
+        path: of the file.
+        repeat: start over when the file ends; there are no arrival times then.
+        columns: names of the file's columns by `input_tokens`, `output_tokens`, `arrival_s`; what is null there is
+            recognised.
+        time_unit: s, ms, us, ns or datetime; null: that of the format.
+        strict: stop at the first row that cannot be used.
+        max_total_tokens: drop requests with more input and output tokens together.
+
+    Raises:
+        UserError: an argument is wrong, or the file has no request that can be used.
     """
 
-    def __init__(self, *, path: str | None, repeat: bool = False, max_total_tokens: int | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        path: str | None,
+        repeat: bool = False,
+        columns: Mapping[str, Any] | None = None,
+        time_unit: str | None = None,
+        strict: bool = False,
+        max_total_tokens: int | None = None,
+    ) -> None:
         if not isinstance(path, str) or not path.endswith(SUFFIXES):
             raise fail("trace.path", path, f"a file ending in {', '.join(SUFFIXES)}")
         if not Path(path).is_file():
             raise fail("trace.path", path, "a file that exists")
+        if time_unit is not None and time_unit not in UNITS:
+            raise fail("trace.time_unit", time_unit, f"null, {', '.join(UNITS)}")
         self.path = path
         self.repeat = flag("trace.repeat", repeat)
+        self.columns = _named_columns(columns)
+        self.time_unit = time_unit
+        self.strict = flag("trace.strict", strict)
         self.max_total_tokens = optional_integer("trace.max_total_tokens", max_total_tokens, least=2)
-        next(self._read(1))
+        self._tally = Tally(self.strict)
+        next(self._read(1, self._tally, timed=False))
+
+    @property
+    def ends(self) -> bool:
+        """Whether the requests come to an end."""
+        return not self.repeat
+
+    def report(self) -> dict[str, object]:
+        """What was read and what was left out: `rows_read`, `skipped`, `ignored`, `counted_from`."""
+        return self._tally.about()
 
     def blocks(self, rng: np.random.Generator, size: int) -> Iterator[Block]:
-        """Yield the file's requests (see `traces.LengthSource`)."""
-        return within_context(self._cycle(size) if self.repeat else self._read(size), self.max_total_tokens)
+        """Yield the file's requests without their times (see `traces.LengthSource`)."""
+        self._tally = Tally(self.strict)
+        return within_context(self._cycle(size), self.max_total_tokens)
+
+    def timed_blocks(self, rng: np.random.Generator, size: int) -> Iterator[Block]:
+        """Yield the file's requests with their times (see `traces.LengthSource`).
+
+        Raises:
+            UserError: there are none, they start over, or their unit is not known or cannot be right.
+        """
+        if self.repeat:
+            raise fail("trace.repeat", True, "false with arrival=timestamps, as times cannot start over")
+        first = next(self._read(LOOKED_AT, Tally(self.strict), timed=True))
+        self._check_rate(first)
+        self._tally = Tally(self.strict)
+        return within_context(self._read(size, self._tally, timed=True), self.max_total_tokens)
+
+    def _check_rate(self, block: Block) -> None:
+        assert block.arrival_s is not None
+        gaps, span_s = len(block.arrival_s) - 1, float(block.arrival_s[-1] - block.arrival_s[0])
+        if self.time_unit is None and gaps >= ENOUGH and gaps >= ABSURD_PER_S * span_s:
+            raise UserError(
+                f"{self.path}: found {gaps + 1} requests in {span_s:g} s, allowed: less than {ABSURD_PER_S:,}/s, "
+                f"unless trace.time_unit states the unit of the times ({', '.join(UNITS)})"
+            )
 
     def _cycle(self, size: int) -> Iterator[Block]:
-        while True:
-            for block in self._read(size):
-                yield block._replace(arrival_s=None)
+        yield from self._read(size, self._tally, timed=False)
+        while self.repeat:
+            yield from self._read(size, Tally(strict=False), timed=False)
 
-    def _read(self, size: int) -> Iterator[Block]:
+    def _read(self, size: int, tally: Tally, *, timed: bool) -> Iterator[Block]:
         with _readable(self.path), _open(self.path) as lines:
-            layout, rows = _json_rows(self.path, lines) if ".jsonl" in self.path else _csv_rows(self.path, lines)
-            parser = _Parser(self.path, layout)
+            reader = (JsonLines if self.path.removesuffix(".gz").endswith(".jsonl") else CsvLines)(self.path, lines)
+            found = layout(self.path, reader.columns, self.columns, self.time_unit, timed=timed)
+            tally.ignored = found.ignored
+            rows = reader.rows(found.names, tally)
+            if found.arrival is not None:
+                found, rows = self._with_unit(found, rows)
             empty = True
-            while chunk := list(islice(rows, size)):
-                yield parser.block(chunk)
+            for block in Parser(self.path, found, tally).blocks(rows, size):
                 empty = False
+                yield block
             if empty:
-                raise UserError(f"{self.path}: found no requests, allowed: at least one")
+                raise tally.first_error or UserError(f"{self.path}: found no requests, allowed: at least one")
+
+    def _with_unit(self, found: Layout, rows: Rows) -> tuple[Layout, Rows]:
+        """Dates tell their unit themselves; numbers do not."""
+        first = next(rows, None)
+        if first is None:
+            return found._replace(unit="s"), rows
+        line, (_, _, time) = first
+        unit = self.time_unit or ("datetime" if is_date(time) else found.unit)
+        odd = (unit == "datetime" and not is_date(time)) or (unit in WHOLE and "." in time)
+        if unit is None or (self.time_unit is None and odd):
+            place = f"{self.path}:{line}: {found.arrival}"
+            raise fail(place, time, f"times in a unit that trace.time_unit states ({', '.join(UNITS)})")
+        return found._replace(unit=unit), chain([first], rows)
+
+
+def _named_columns(columns: Mapping[str, Any] | None) -> dict[str, str | None]:
+    given = {} if columns is None else columns
+    if not isinstance(given, Mapping) or set(given) - set(ROLES):
+        raise fail("trace.columns", given, f"null or a mapping of {', '.join(ROLES)} to names of columns")
+    for role, name in given.items():
+        if name is not None and not isinstance(name, str):
+            raise fail(f"trace.columns.{role}", name, "null or the name of a column")
+    return {role: given.get(role) for role in ROLES}
 
 
 def _open(path: str) -> TextIO:
@@ -99,146 +158,5 @@ def _open(path: str) -> TextIO:
 def _readable(path: str) -> Iterator[None]:
     try:
         yield
-    except (OSError, EOFError, UnicodeDecodeError, zlib.error, csv.Error) as error:
+    except (OSError, EOFError, UnicodeDecodeError, zlib.error) as error:
         raise UserError(f"{path}: found an unreadable file ({error}), allowed: UTF-8 text, gzipped if .gz") from error
-
-
-def _csv_rows(path: str, lines: TextIO) -> tuple["_Layout", Rows]:
-    reader = csv.reader(lines)
-    header = [name.strip() for name in next(reader, [])]
-    layout = _layout(path, header)
-    pick = itemgetter(*(header.index(name) for name in layout.names))
-
-    def rows() -> Rows:
-        for row in reader:
-            if len(row) == len(header):
-                yield reader.line_num, pick(row)
-            elif row:
-                raise UserError(f"{path}:{reader.line_num}: found {len(row)} fields, allowed: {len(header)}")
-
-    return layout, rows()
-
-
-def _json_rows(path: str, lines: TextIO) -> tuple["_Layout", Rows]:
-    records = _json_records(path, lines)
-    first_line, first = next(records, (1, {}))
-    layout = _layout(path, list(first))
-
-    def cells(line: int, record: dict[str, object]) -> tuple[int, Sequence[str]]:
-        for name in layout.names:
-            if name not in record:
-                raise UserError(f"{path}:{line}: found no {name}, allowed: the keys of the first line")
-        return line, [str(record[name]) for name in layout.names]
-
-    def rows() -> Rows:
-        yield cells(first_line, first)
-        for line, record in records:
-            yield cells(line, record)
-
-    return layout, rows()
-
-
-def _json_records(path: str, lines: TextIO) -> Iterator[tuple[int, dict[str, object]]]:
-    for line, text in enumerate(lines, start=1):
-        if not text.strip():
-            continue
-        try:
-            record = json.loads(text)
-        except ValueError:
-            record = None
-        if not isinstance(record, dict):
-            raise fail(f"{path}:{line}", text.strip()[:40], "a JSON object")
-        yield line, record
-
-
-@dataclass(frozen=True, slots=True)
-class _Layout:
-    names: list[str]
-    per_second: float | None
-
-
-def _layout(path: str, columns: Sequence[str]) -> _Layout:
-    for known in FORMATS:
-        if known.input_tokens in columns and known.output_tokens in columns:
-            return _Layout(known.used(columns), known.per_second)
-    allowed = "; ".join(f"{known.input_tokens}, {known.output_tokens}[, {known.arrival}]" for known in FORMATS)
-    raise UserError(f"{path}:1: found columns {', '.join(columns) or 'none'}, allowed: {allowed}")
-
-
-class _Parser:
-    """Turns rows into blocks. Blocks are checked as a whole; only a bad one is searched row by row."""
-
-    def __init__(self, path: str, layout: _Layout) -> None:
-        self.path = path
-        self.names = layout.names
-        self.seconds = _Seconds(layout.per_second)
-        self.last_s = 0.0
-
-    def block(self, rows: list[tuple[int, Sequence[str]]]) -> Block:
-        lines, cells = zip(*rows, strict=True)
-        columns = list(zip(*cells, strict=True))
-        inputs, outputs = (self._tokens(self.names[i], lines, columns[i]) for i in (0, 1))
-        arrival_s = self._times(lines, columns[2]) if len(columns) > 2 else None
-        return Block(inputs, outputs, arrival_s)
-
-    def _tokens(self, name: str, lines: Sequence[int], cells: Sequence[str]) -> Ints:
-        try:
-            tokens = np.array(list(map(int, cells)), dtype=np.int64)
-            if tokens.min() >= 1 and tokens.max() <= MAX_TOKENS:
-                return tokens
-        except (ValueError, OverflowError):
-            pass
-        line, cell = next((line, cell) for line, cell in zip(lines, cells, strict=True) if not _is_token_count(cell))
-        raise fail(f"{self.path}:{line}: {name}", cell, f"an integer from 1 to {MAX_TOKENS}")
-
-    def _times(self, lines: Sequence[int], cells: Sequence[str]) -> Floats:
-        try:
-            times = self.seconds.column(cells)
-        except ValueError:
-            raise self._bad_time(lines, cells) from None
-        if not np.isfinite(times).all() or times[0] < self.last_s or (np.diff(times) < 0).any():
-            raise self._bad_time(lines, cells)
-        self.last_s = float(times[-1])
-        return times
-
-    def _bad_time(self, lines: Sequence[int], cells: Sequence[str]) -> UserError:
-        last_s = self.last_s
-        for line, cell in zip(lines, cells, strict=True):
-            place = f"{self.path}:{line}: {self.names[2]}"
-            try:
-                time_s = float(self.seconds.column([cell])[0])
-            except ValueError:
-                return fail(place, cell, self.seconds.allowed)
-            if not isfinite(time_s) or (time_s < 0 and self.seconds.per_second is not None):
-                return fail(place, cell, self.seconds.allowed)
-            if time_s < last_s:
-                return fail(place, cell, "times that never decrease")
-            last_s = time_s
-        raise AssertionError("a bad block has a bad row")
-
-
-def _is_token_count(cell: str) -> bool:
-    try:
-        return 1 <= int(cell) <= MAX_TOKENS
-    except ValueError:
-        return False
-
-
-class _Seconds:
-    """Reads arrival cells as seconds."""
-
-    def __init__(self, per_second: float | None) -> None:
-        self.per_second = per_second
-        self.first: datetime | None = None
-        self.allowed = "a number >= 0" if per_second else "a date and time such as 2023-11-16 18:15:46.68"
-
-    def column(self, cells: Sequence[str]) -> Floats:
-        if self.per_second is not None:
-            return np.array(list(map(float, cells))) / self.per_second
-        return np.array([self._since_first(cell) for cell in cells])
-
-    def _since_first(self, cell: str) -> float:
-        moment = datetime.fromisoformat(cell)
-        moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
-        self.first = self.first or moment
-        return (moment - self.first).total_seconds()

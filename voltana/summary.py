@@ -8,7 +8,7 @@ meet nothing. Percentiles are over requests, exact up to 100,000 of them and wit
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -33,6 +33,8 @@ class SummaryBuilder:
     source: str
     slo: Slo
     policy: Mapping[str, Any]
+    arrivals: Callable[[], Mapping[str, Any]] = dict
+    """Tells at the end where the requests came from (`traces.RequestStream.about`)."""
     submitted: int = 0
     failed: int = 0
     unfinished: int = 0
@@ -46,10 +48,13 @@ class SummaryBuilder:
     _itl: Distribution = field(default_factory=Distribution)
     start_s: float = 0.0
     end_s: float = 0.0
+    _last_arrival_s: float = 0.0
 
     def add(self, row: RequestRow) -> None:
         """Count one request that ended (or did not, when the run was cut)."""
         self.submitted += 1
+        if row.arrival_s > self._last_arrival_s:
+            self._last_arrival_s = row.arrival_s
         if row.status != COMPLETED:
             self.failed += row.status == FAILED
             self.unfinished += row.status != FAILED
@@ -83,6 +88,7 @@ class SummaryBuilder:
                 "failed": self.failed,
                 "unfinished": self.unfinished,
             },
+            "arrivals": {**self.arrivals(), **measured(self.submitted, self.start_s, self._last_arrival_s)},
             "start_s": self.start_s,
             "end_s": self.end_s,
             "duration_s": duration,
@@ -105,6 +111,36 @@ class SummaryBuilder:
             "policy": dict(self.policy),
             **extra,
         }
+
+
+def measured(count: int, first_s: float, last_s: float) -> dict[str, Any]:
+    """Count, span (first to last arrival) and rate (gaps over span) of arrivals; null where one request tells none."""
+    span_s = last_s - first_s
+    return {"count": count, "span_s": span_s, "rate_per_s": _share(count - 1, span_s) if count > 1 else None}
+
+
+def rate_in_words(arrivals: Mapping[str, Any]) -> str:
+    """The rate of a run: what was asked for, or that of the trace, from `arrivals` of its summary."""
+    asked, rate = arrivals.get("requested_rps"), arrivals["rate_per_s"]
+    if asked is not None:
+        return f"{asked:g} requests/s"
+    return "one request" if rate is None else f"the trace's {rate:.3g} requests/s"
+
+
+def arrivals_in_words(arrivals: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """What arrived and what was left out, as labels and lines, from `arrivals` of a summary."""
+    rate = "" if arrivals["rate_per_s"] is None else f", {arrivals['rate_per_s']:.3g}/s"
+    ended = ", then the trace ended" if arrivals.get("ended_by") == "trace" else ""
+    process = f"{arrivals['process']}: " if "process" in arrivals else ""
+    lines = [("arrivals", f"{process}{arrivals['count']} requests in {arrivals['span_s']:.1f} s{rate}{ended}")]
+    if arrivals.get("counted_from"):
+        lines.append(("times counted from", str(arrivals["counted_from"])))
+    for each in arrivals.get("skipped", ()):
+        of = f"{each['count']} of {arrivals['rows_read']}"
+        lines.append(("rows skipped", f"{of}: {each['reason']} (first in line {each['first_line']})"))
+    if arrivals.get("ignored"):
+        lines.append(("not modelled", f"{', '.join(arrivals['ignored'])} of the trace"))
+    return lines
 
 
 def _share(part: float, whole: float) -> float | None:

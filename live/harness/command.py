@@ -13,6 +13,8 @@ from voltana.errors import UserError
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
+    from live.harness.config import LiveConfig
+
 REASONS = 5
 """Shown at most."""
 NEEDED = ("httptools", "msgspec", "uvloop", "zmq")
@@ -63,8 +65,8 @@ def replay(values: dict[str, Any], folder: Path, console: Any) -> dict[str, Any]
     from voltana.config import parse
 
     config = check(parse(LiveConfig, values))
-    about = f"{config.policy.name}, {config.rps:g} requests/s, servers={config.servers.get('name')}"
-    view = View(console, about, config.duration_s)
+    about, arriving_s = _arriving(config)
+    view = View(console, f"{config.policy.name}, {about}, servers={config.servers.get('name')}", arriving_s)
 
     async def run() -> dict[str, Any]:
         return await LiveRun(config, values, folder, view).run()
@@ -74,6 +76,19 @@ def replay(values: dict[str, Any], folder: Path, console: Any) -> dict[str, Any]
             return runner.run(run())
     finally:
         view.end()
+
+
+def _arriving(config: LiveConfig) -> tuple[str, float | None]:
+    """What arrives, in words, and for how long, if it is known. A trace with its own times is read through for that."""
+    from traces.build import foreseen
+    from voltana.summary import rate_in_words
+
+    rate = config.arrival.get("rate")
+    if rate is not None:
+        return rate_in_words({"requested_rps": rate, "rate_per_s": None}), config.duration_s
+    arrivals, last_s = foreseen(config)
+    about = f"{arrivals['count']} requests in {arrivals['span_s']:.1f} s, {rate_in_words(arrivals)}"
+    return about, last_s
 
 
 def print_run(summary: dict[str, Any], folder: Path) -> None:
@@ -90,6 +105,8 @@ def print_run(summary: dict[str, Any], folder: Path) -> None:
 
 
 def _lines(summary: dict[str, Any]) -> list[tuple[str, str]]:
+    from voltana.summary import arrivals_in_words
+
     requests, energy, live = summary["requests"], summary["energy_j"], summary["live"]
 
     def percent(key: str) -> str:
@@ -103,6 +120,7 @@ def _lines(summary: dict[str, Any]) -> list[tuple[str, str]]:
 
     lag, decision = live["client_lag_ms"], live["decision_ms"]
     return [
+        *arrivals_in_words(summary["arrivals"]),
         ("requests", f"{requests['completed']} completed, {requests['failed']} failed"),
         *(("", f"{count} failed: {reason}") for reason, count in _most(live["failures"])),
         *((name, how) for name, how in live["servers_ended"].items()),

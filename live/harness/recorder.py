@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from live.controller import LatencyHistogram
@@ -28,14 +28,21 @@ class LiveRecorder:
         slo: the objectives.
         policy: as the summary tells it.
         prefill, decode: names of the instances, in the router's order.
+        arrivals: tells at the end where the requests came from.
     """
 
     def __init__(
-        self, writer: RecordWriter, slo: Slo, policy: Mapping[str, Any], prefill: Sequence[str], decode: Sequence[str]
+        self,
+        writer: RecordWriter,
+        slo: Slo,
+        policy: Mapping[str, Any],
+        prefill: Sequence[str],
+        decode: Sequence[str],
+        arrivals: Callable[[], Mapping[str, Any]] = dict,
     ) -> None:
         self._writer = writer
         self._slo = slo
-        self._summary = SummaryBuilder("live", slo, policy)
+        self._summary = SummaryBuilder("live", slo, policy, arrivals)
         self._names = (prefill, decode)
         self._planned: dict[int, Timed] = {}
         self._routes: dict[str, tuple[str, str]] = {}

@@ -82,9 +82,11 @@ class Replay:
 
         Raises:
             ClientLostError: the client ended by itself; the recorder knows of all that had gone out as failed.
+            Exception: what the requests raised.
         """
         reading = asyncio.create_task(self._read())
         feeding = asyncio.create_task(self._feed(requests, drain_s))
+        feeding.add_done_callback(lambda task: None if _error(task) is None else stop.set())
         stopping = asyncio.create_task(stop.wait())
         try:
             await asyncio.wait((reading, stopping), return_when=asyncio.FIRST_COMPLETED)
@@ -96,6 +98,8 @@ class Replay:
             for task in (feeding, stopping, reading):
                 task.cancel()
             await asyncio.gather(feeding, stopping, reading, return_exceptions=True)
+        if (error := _error(feeding)) is not None:
+            raise error
         if whole and self._recorder.open:
             self._recorder.lose(CLIENT_GONE, time.monotonic() - self._order.start_s)
             raise ClientLostError
@@ -129,3 +133,8 @@ class Replay:
         decode = msgspec.json.Decoder(Result).decode
         async for line in self._process.stdout:
             self._recorder.take(decode(line), self._give_up)
+
+
+def _error(task: asyncio.Task[None]) -> BaseException | None:
+    """What a task that is over raised."""
+    return None if task.cancelled() else task.exception()

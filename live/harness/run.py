@@ -75,6 +75,7 @@ class LiveRun:
         self._fleet: Fleet = instantiate(config.servers)
         self._control: Control = instantiate(config.control)
         self._settings = router_settings(config.router)
+        self._requests = build_requests(config)
         self._happened = _Happened()
         self._stop = asyncio.Event()
         self._replaying = False
@@ -236,9 +237,9 @@ class LiveRun:
     ) -> dict[str, Any]:
         config = self._config
         prefill, decode = ([each.name for each in servers.of(role)] for role in ("prefill", "decode"))
-        requests = build_requests(config)
+        requests = self._requests
         writer = stack.enter_context(RecordWriter(self._folder, self._values))
-        recorder = LiveRecorder(writer, config.slo.objectives, config.policy.about(), prefill, decode)
+        recorder = LiveRecorder(writer, config.slo.objectives, config.policy.about(), prefill, decode, requests.about)
         start_s = time.monotonic() + LEAD_S
         router = await stack.enter_async_context(self._router(servers, bundle, recorder, start_s))
         order = Order(
@@ -262,7 +263,7 @@ class LiveRun:
             self._replaying = False
         now_s = time.monotonic() - start_s
         if not recorder.ended:
-            raise UserError("duration_s: no request arrives within it, allowed: long enough for at least one")
+            raise requests.none_arrived()
         await gpus.settle()
         changes = {name: controller.changes(name) for name in prefill + decode}
         end_s = recorder.end_s if whole and recorder.completed else now_s

@@ -122,12 +122,15 @@ class Client(asyncio.Protocol):
         self._stalled_s: float | None = None
         self.source: AnswerSource | None = None
         self.paused = False
+        self.connected = False
+        """Whether it has a transport."""
 
     # Connection
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Bound what may wait to be written, and send without delay."""
         self.transport = cast(asyncio.Transport, transport)
+        self.connected = True
         self.transport.set_write_buffer_limits(high=self._settings.write_buffer_bytes)
         set_nodelay(transport)
 

@@ -97,7 +97,7 @@ class RouterServer:
         self._stopping = True
         if self._server is not None:
             self._server.close()
-        for client in list(self._clients):
+        for client in [each for each in self._clients if each.connected]:
             client.stop()
         deadline_s = monotonic() + self._settings.drain_s
         while (self.core.in_flight or self.core.queue) and monotonic() < deadline_s:
@@ -107,7 +107,7 @@ class RouterServer:
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        for client in list(self._clients):
+        for client in [each for each in self._clients if each.connected]:
             client.transport.close()
         for instance in self._instances:
             instance.pool.close()

@@ -69,7 +69,10 @@ def configuration(policy: str, **changes: Any) -> dict[str, Any]:
 
 @pytest.fixture
 def write_run(tmp_path: Path) -> WriteRun:
-    """Write a record and return its folder; `requests` are arguments of `request_rows`."""
+    """Write a record and return its folder.
+
+    `requests` are arguments of `request_rows`. `arrivals` join those of the summary; {}: there are none, as of old.
+    """
 
     def write(
         folder: str,
@@ -79,6 +82,7 @@ def write_run(tmp_path: Path) -> WriteRun:
         requests: Mapping[str, Any] | None = None,
         instances: Iterable[State] = (),
         source: str = "sim",
+        arrivals: Mapping[str, Any] | None = None,
         **changes: Any,
     ) -> Path:
         config = configuration(policy, **changes)
@@ -94,7 +98,11 @@ def write_run(tmp_path: Path) -> WriteRun:
                 "prefill-0": InstanceTotals("prefill", energy_kj * 400),
                 "decode-0": InstanceTotals("decode", energy_kj * 600),
             }
-            writer.summary(builder.build(totals))
+            summary = builder.build(totals)
+            summary["arrivals"] |= arrivals or {}
+            if arrivals == {}:
+                del summary["arrivals"]
+            writer.summary(summary)
         return target
 
     return write

@@ -117,6 +117,17 @@ def test_curves_need_a_rate(tmp_path: Path, write_run: WriteRun) -> None:
         curves(load_runs([tmp_path]))
 
 
+def test_replays_stand_at_the_rate_of_their_trace(tmp_path: Path, write_run: WriteRun) -> None:
+    for index, rate in enumerate((9.8, 20.0)):
+        arrivals = {"process": "timestamps", "requested_rps": None, "rate_per_s": rate}
+        write_run(str(index), "voltana", arrival__name="timestamps", arrivals=arrivals)
+    (line,) = curves(load_runs([tmp_path])).axes[0].get_lines()
+    assert list(line.get_xdata()) == [9.8, 20.0]
+    write_run("2", "static_max", arrival__name="timestamps", arrivals=arrivals)
+    titles = [axis.get_title() for axis in tradeoff(load_runs([tmp_path / "1", tmp_path / "2"]), "static_max").axes]
+    assert titles == ["llama31_8b\nsharegpt\ntrace 20 requests/s"]
+
+
 def test_too_many_panels(tmp_path: Path, write_run: WriteRun) -> None:
     for index in range(7):
         write_run(str(index), "voltana", model__name=f"model{index}")

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from analysis.runs import load_runs
-from analysis.tables import Comparison, Estimate, Row, compare, csv_text, estimate, markdown, text_rows
+from analysis.runs import flat_config, load_runs
+from analysis.tables import Comparison, Estimate, Row, caption, compare, csv_text, estimate, markdown, text_rows
 from voltana.errors import UserError
+from voltana.record import RunRecord
 
 WriteRun = Callable[..., Path]
 
@@ -242,3 +243,59 @@ def test_no_distance_is_shown_where_none_is_known(tmp_path: Path, write_run: Wri
         "J/token",
     ]
     assert text_rows(compare(load_runs([tmp_path]), "static_max", "elsewhere"), "full")[0][3] == "J/token"
+
+
+def replayed(rate_per_s: float | None) -> dict[str, object]:
+    return {"process": "timestamps", "requested_rps": None, "rate_per_s": rate_per_s}
+
+
+def test_a_replay_stands_under_the_rate_of_its_trace(tmp_path: Path, write_run: WriteRun) -> None:
+    own = {"arrival__name": "timestamps", "trace__name": "file"}
+    for index, (policy, energy, rate, path) in enumerate(
+        [
+            ("static_max", 200, 10.001, "slow.csv"),
+            ("voltana", 150, 10.001, "slow.csv"),
+            ("static_max", 400, 9.8123, "a.csv"),
+            ("voltana", 200, 9.8123, "a.csv"),
+            ("voltana", 100, 9.8099, "b.csv"),
+        ]
+    ):
+        write_run(str(index), policy, energy, **own, trace__path=path, arrivals=replayed(rate))
+    write_run("5", "static_max", 300, rps=9.8)
+    comparison = compared(tmp_path)
+    header, rows = text_rows(comparison, "short")
+    at = [header.index(name) for name in ("trace.path", "rps", "policy", "saving %")]
+    assert [[row[index] for index in at] for row in rows if row[header.index("trace")] == "file"] == [
+        ["a.csv", "trace 9.81", "static_max", "0.0"],
+        ["a.csv", "trace 9.81", "voltana", "50.0"],
+        ["b.csv", "trace 9.81", "voltana", "-"],
+        ["slow.csv", "trace 10", "static_max", "0.0"],
+        ["slow.csv", "trace 10", "voltana", "25.0"],
+    ]
+    assert "trace 9.81," in csv_text(comparison)
+    assert "75" not in [row[header.index("rps")] for row in rows]
+
+
+def test_replays_of_one_trace_are_told_by_its_rate(tmp_path: Path, write_run: WriteRun) -> None:
+    for index, (policy, rate) in enumerate([("static_max", 2000.0), ("voltana", 2000.0)]):
+        skipped = {"rows_read": 7, "skipped": [{"reason": "output_tokens is 0", "count": 3, "first_line": 2}]}
+        arrivals = {**replayed(rate), **skipped}
+        write_run(str(index), policy, arrival__name="timestamps", trace__path="t.csv", arrivals=arrivals)
+    runs = load_runs([tmp_path])
+    assert " rps=trace 2000 " in caption(runs)
+    comparison = compare(runs, "static_max")
+    assert [row.values["saving_pct"] for row in comparison.rows] == [Estimate(0.0, None)] * 2
+    assert comparison.notes == [
+        "Traces at their own times: trace 2000/s: 4 requests in 3.0 s of t.csv, 3 of 7 rows skipped."
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "arrivals", "rps"), [("poisson", {}, 75), ("timestamps", {}, None), ("timestamps", replayed(None), None)]
+)
+def test_records_that_do_not_tell_a_rate(
+    tmp_path: Path, write_run: WriteRun, name: str, arrivals: dict[str, object], rps: float | None
+) -> None:
+    folder = write_run("0", "static_max", arrival__name=name, arrivals=arrivals)
+    assert flat_config(RunRecord(folder))["rps"] == rps
+    assert compared(tmp_path).rows[0].policy == "static_max"

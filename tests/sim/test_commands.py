@@ -73,6 +73,71 @@ def test_a_run_prints_its_numbers_and_where_its_record_is(call: Call, tmp_path: 
     ]
 
 
+TRACE = """input_tokens,output_tokens,arrival_s
+100,20,1700000000
+100,0,1700000001
+100,20,1700000002
+100,20,1700000004
+"""
+REPLAY = ("trace=file", "trace.path=trace.csv", "arrival=timestamps", "duration_s=null", "hydra.run.dir=run")
+
+
+@pytest.mark.parametrize("engine", ["fast", "reference"])
+def test_a_replay_states_what_it_replays(call: Call, tmp_path: Path, engine: str) -> None:
+    (tmp_path / "trace.csv").write_text(TRACE)
+    outcome = call(sim.commands.simulate, *REPLAY, f"engine={engine}")
+    assert outcome.status == 0, outcome.err
+    assert " ".join(outcome.out.split()).startswith(
+        "policy voltana, the trace's 0.5 requests/s, seed 13 "
+        "arrivals timestamps: 3 requests in 4.0 s, 0.5/s, then the trace ended "
+        "times counted from 1700000000 "
+        "rows skipped 1 of 4: output_tokens is 0 (first in line 3) "
+        "requests 3 completed, 0 failed "
+    )
+    record = RunRecord(tmp_path / "run")
+    assert record.requests().arrival_s.to_list() == [0.0, 2.0, 4.0]
+    assert record.summary["arrivals"] == {
+        "process": "timestamps",
+        "requested_rps": None,
+        "ended_by": "trace",
+        "rows_read": 4,
+        "skipped": [{"reason": "output_tokens is 0", "count": 1, "first_line": 3}],
+        "ignored": [],
+        "counted_from": "1700000000",
+        "count": 3,
+        "span_s": 4.0,
+        "rate_per_s": 0.5,
+    }
+
+
+def test_a_strict_replay_stops_at_the_first_row_that_cannot_be_used(call: Call, tmp_path: Path) -> None:
+    (tmp_path / "trace.csv").write_text(TRACE)
+    outcome = call(sim.commands.simulate, *REPLAY, "trace.strict=true")
+    assert outcome.status == 2
+    assert outcome.err == (
+        "voltana-sim: error: trace.csv:3: output_tokens: found '0', allowed: an integer from 1 to 1000000000\n"
+    )
+
+
+def test_columns_of_any_name_can_be_stated(call: Call, tmp_path: Path) -> None:
+    (tmp_path / "trace.csv").write_text("t,Prompt length,gen\n0,100,20\n500,100,20\n")
+    named = ("trace.columns.input_tokens=Prompt length", "trace.columns.output_tokens=gen", "trace.columns.arrival_s=t")
+    outcome = call(sim.commands.simulate, *REPLAY, *named)
+    assert outcome.status == 2
+    assert "trace.csv:2: t: found '0', allowed: times in a unit that trace.time_unit states" in outcome.err
+    assert call(sim.commands.simulate, *REPLAY, *named, "trace.time_unit=ms").status == 0
+    assert RunRecord(tmp_path / "run").requests().arrival_s.to_list() == [0.0, 0.5]
+
+
+def test_what_was_asked_for_is_recorded_beside_what_arrived(call: Call, tmp_path: Path) -> None:
+    outcome = call(sim.commands.simulate, *SMALL, "arrival=uniform", "hydra.run.dir=run")
+    assert "voltana, 20 requests/s, seed 13" in outcome.out
+    arrivals = RunRecord(tmp_path / "run").summary["arrivals"]
+    assert arrivals.pop("rate_per_s") == pytest.approx(20)
+    assert arrivals.pop("span_s") == pytest.approx(3.95)
+    assert arrivals == {"process": "uniform", "requested_rps": 20, "ended_by": "duration_s", "count": 80}
+
+
 @pytest.mark.parametrize(
     ("overrides", "says"),
     [
@@ -81,6 +146,13 @@ def test_a_run_prints_its_numbers_and_where_its_record_is(call: Call, tmp_path: 
         ("rps=fast", "rps: found 'fast', allowed: a valid number"),
         ("duration_s=0", "duration_s: found 0, allowed: greater than 0"),
         ("duration_s=1e-9", "duration_s: no request arrives within it"),
+        (
+            "duration_s=null",
+            "duration_s: found null, allowed: a number > 0; null with requests=N, or with a trace that",
+        ),
+        ("arrival=timestamps", "arrival=timestamps: found 'a trace without arrival times'"),
+        ("arrival=timestamps arrival.speedup=0", "arrival.speedup: found 0, allowed: a number > 0"),
+        ("trace=file trace.path=bad.csv trace.repeat=true arrival=timestamps", "trace.repeat: found True, "),
         ("policy=voltage", "static_max"),
         ("trace=file", "trace.path"),
         ("trace=file trace.path=nowhere.csv", "nowhere.csv"),
@@ -107,7 +179,7 @@ def test_a_run_prints_its_numbers_and_where_its_record_is(call: Call, tmp_path: 
     ],
 )
 def test_bad_input_is_one_line_and_status_2(call: Call, tmp_path: Path, overrides: str, says: str) -> None:
-    (tmp_path / "bad.csv").write_text("input_tokens,output_tokens\n10,10\n10,-4\n")
+    (tmp_path / "bad.csv").write_text("input_tokens,output_tokens\n10,10\n10,4.5\n")
     outcome = call(sim.commands.simulate, *SMALL, "hydra.run.dir=run", *overrides.split())
     assert outcome.status == 2
     assert says in outcome.err

@@ -2,12 +2,13 @@
 
 import gzip
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from traces import Request, request_stream
+from traces import Request, RequestStream, request_stream
 from traces.arrivals import Timestamps, Uniform
 from traces.files import FileTrace
 from voltana.errors import UserError
@@ -19,84 +20,105 @@ def write(folder: Path, text: str, name: str = "trace.csv") -> str:
     return str(path)
 
 
+def timed(source: FileTrace, *, block: int = 8192, speedup: float = 1.0) -> RequestStream:
+    return request_stream(
+        source, Timestamps(speedup=speedup), duration_s=None, requests=None, seed=1, block_requests=block
+    )
+
+
 def replay(path: str, *, block: int = 8192, speedup: float = 1.0) -> list[tuple[float, int, int]]:
-    stream = request_stream(
-        FileTrace(path=path),
-        Timestamps(speedup=speedup),
-        duration_s=None,
-        requests=10**9,
-        seed=1,
-        block_requests=block,
-    )
-    return [request[1:] for request in stream]
+    """As it is, at its own times; how fast they come is not looked at."""
+    return [request[1:] for request in timed(FileTrace(path=path, time_unit="s"), block=block, speedup=speedup)]
 
 
-FORMATS = {
-    "own": ("trace.csv", "input_tokens,output_tokens,arrival_s\n10,20,0.5\n11,21,2.0\n"),
-    "gzip": ("trace.csv.gz", "input_tokens,output_tokens,arrival_s\n10,20,0.5\n11,21,2.0\n"),
-    "other order": ("trace.csv", "note,arrival_s,output_tokens,input_tokens\nx,0.5,20,10\n\ny,2.0,21,11\n"),
-    "byte order mark": ("trace.csv", "\ufeffinput_tokens,output_tokens,arrival_s\r\n10,20,0.5\r\n11,21,2.0\r\n"),
-    "mooncake csv": ("trace.csv", "timestamp,input_length,output_length,n_hash_blocks\n500,10,20,1\n2000,11,21,1\n"),
-    "mooncake jsonl": (
-        "trace.jsonl",
-        '{"timestamp": 500, "input_length": 10, "output_length": 20, "hash_ids": [1, 2]}\n'
-        '{"timestamp": 2000, "input_length": 11, "output_length": 21, "hash_ids": [3]}\n',
-    ),
-    "vidur": ("trace.csv", "arrived_at,num_prefill_tokens,num_decode_tokens\n0.5,10,20\n2.0,11,21\n"),
-    "arena": ("trace.csv", "req_time,prompt_len,output_len,adapter\n0.5,10,20,3\n2.0,11,21,4\n"),
-    "llmservingsim csv": ("trace.csv", "input_toks,output_toks,arrival_time_ns\n10,20,500000000\n11,21,2000000000\n"),
-    "llmservingsim jsonl.gz": (
-        "trace.jsonl.gz",
-        '{"input_toks": 10, "output_toks": 20, "arrival_time_ns": 500000000}\n\n'
-        '{"input_toks": 11, "output_toks": 21, "arrival_time_ns": 2000000000}\n',
-    ),
-}
-
-
-@pytest.mark.parametrize("name", FORMATS)
-def test_known_formats_are_read(name: str, tmp_path: Path) -> None:
-    file, text = FORMATS[name]
-    assert replay(write(tmp_path, text, file)) == [(0.5, 10, 20), (2.0, 11, 21)]
-
-
-@pytest.mark.parametrize("zone", ["", "+00:00"])
-def test_azure_dates_count_from_the_first_row(zone: str, tmp_path: Path) -> None:
-    text = (
-        f"TIMESTAMP,ContextTokens,GeneratedTokens\n2023-11-16 23:59:59.5000000{zone},374,44\n"
-        f"2023-11-17 00:00:01.7500000{zone},396,109\n"
-    )
-    assert replay(write(tmp_path, text)) == [(0.0, 374, 44), (2.25, 396, 109)]
+HEADER = "input_tokens,output_tokens,arrival_s"
+OWN = "input_tokens,output_tokens,arrival_s\n10,20,0.5\n11,21,2.0\n"
 
 
 def test_speedup_divides_the_times(tmp_path: Path) -> None:
-    file, text = FORMATS["own"]
-    assert replay(write(tmp_path, text, file), speedup=2) == [(0.25, 10, 20), (1.0, 11, 21)]
+    assert replay(write(tmp_path, OWN), speedup=2) == [(0.25, 10, 20), (1.0, 11, 21)]
+
+
+Row = tuple[int, int, int]
+rows_in_order = st.lists(
+    st.tuples(st.integers(1, 10**6), st.integers(1, 10**6), st.integers(0, 10**6)), min_size=1
+).map(lambda rows: sorted(rows, key=lambda row: row[2]))
+
+
+@given(rows=rows_in_order, block=st.integers(1, 40))
+@settings(max_examples=30, deadline=None)
+def test_what_is_written_is_read_whatever_the_block_size(
+    rows: list[Row], block: int, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    path = write(tmp_path_factory.mktemp("rows"), "\n".join([HEADER, *(",".join(map(str, row)) for row in rows)]))
+    origin = rows[0][2] if rows[0][2] >= 3600 else 0
+    assert replay(path, block=block) == [(time - origin, i, o) for i, o, time in rows]
+
+
+BAD_ROWS = ("0,5,{}", "5,-1,{}", "x,5,{}", "5,,{}", "5,5", "5,5,{},5", "5,5,soon", "5,5,-3")
 
 
 @given(
-    rows=st.lists(st.tuples(st.integers(1, 10**6), st.integers(1, 10**6), st.integers(0, 10**6)), min_size=1),
+    rows=rows_in_order,
+    bad=st.lists(st.tuples(st.integers(0, 200), st.sampled_from(BAD_ROWS)), max_size=20),
     block=st.integers(1, 40),
 )
 @settings(max_examples=30, deadline=None)
-def test_what_is_written_is_read_whatever_the_block_size(
-    rows: list[tuple[int, int, int]], block: int, tmp_path_factory: pytest.TempPathFactory
+def test_bad_rows_change_nothing_but_the_count_of_what_was_skipped(
+    rows: list[Row], bad: list[tuple[int, str]], block: int, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    rows.sort(key=lambda row: row[2])
-    lines = ["input_tokens,output_tokens,arrival_s", *(",".join(map(str, row)) for row in rows)]
-    path = write(tmp_path_factory.mktemp("rows"), "\n".join(lines))
-    assert replay(path, block=block) == [(time, i, o) for i, o, time in rows]
+    folder = tmp_path_factory.mktemp("rows")
+    clean = [",".join(map(str, row)) for row in rows]
+    lines = list(clean)
+    for place, row in bad:
+        lines.insert(min(place, len(lines)), row.format(10**7))
+    dirty = write(folder, "\n".join([HEADER, *lines]), "dirty.csv")
+    source = FileTrace(path=dirty, time_unit="s")
+    stream = timed(source, block=block)
+    assert [request[1:] for request in stream] == replay(write(folder, "\n".join([HEADER, *clean])))
+    told: Any = stream.about()
+    assert sum(each["count"] for each in told["skipped"]) == len(bad)
+    assert told["rows_read"] == len(lines)
+    if bad:
+        first = 2 + next(place for place, line in enumerate(lines) if line not in clean)
+        assert min(each["first_line"] for each in told["skipped"]) == first
+        with pytest.raises(UserError, match=f"dirty.csv:{first}: "):
+            list(timed(FileTrace(path=dirty, time_unit="s", strict=True), block=block))
 
 
 def test_repeat_starts_over_and_has_no_times(tmp_path: Path) -> None:
-    source = FileTrace(path=write(tmp_path, FORMATS["own"][1]), repeat=True)
+    source = FileTrace(path=write(tmp_path, OWN), repeat=True)
     requests = list(request_stream(source, Uniform(rate=1), duration_s=None, requests=5, seed=1))
     assert [request.input_tokens for request in requests] == [10, 11, 10, 11, 10]
-    with pytest.raises(UserError, match=r"^arrival=timestamps: found 'a trace without arrival times'"):
-        next(request_stream(source, Timestamps(), duration_s=1, requests=None, seed=1))
+    with pytest.raises(UserError, match=r"^trace.repeat: found True, allowed: false with arrival=timestamps"):
+        request_stream(source, Timestamps(), duration_s=1, requests=None, seed=1)
+
+
+def test_a_repeated_file_tells_of_its_rows_once(tmp_path: Path) -> None:
+    source = FileTrace(path=write(tmp_path, "input_tokens,output_tokens\n10,20\n5,0\n"), repeat=True)
+    stream = request_stream(source, Uniform(rate=1), duration_s=None, requests=5, seed=1)
+    assert len(list(stream)) == 5
+    told: Any = stream.about()
+    assert (told["rows_read"], told["skipped"][0]["count"], told["ended_by"]) == (2, 1, "requests")
+
+
+def test_without_a_bound_a_file_runs_to_its_end(tmp_path: Path) -> None:
+    path = write(tmp_path, OWN)
+    stream = request_stream(FileTrace(path=path), Uniform(rate=1), duration_s=None, requests=None, seed=1)
+    assert [request.input_tokens for request in stream] == [10, 11]
+    assert stream.about()["ended_by"] == "trace"
+    with pytest.raises(UserError, match=r"^duration_s: found null, allowed: a number > 0; null with requests=N"):
+        request_stream(FileTrace(path=path, repeat=True), Uniform(rate=1), duration_s=None, requests=None, seed=1)
+
+
+def test_more_requests_than_rows_end_with_the_file(tmp_path: Path) -> None:
+    stream = request_stream(FileTrace(path=write(tmp_path, OWN)), Timestamps(), duration_s=60, requests=100, seed=1)
+    assert len(list(stream)) == 2
+    assert stream.about()["ended_by"] == "trace"
 
 
 def test_without_repeat_the_stream_ends_with_the_file(tmp_path: Path) -> None:
-    source = FileTrace(path=write(tmp_path, FORMATS["own"][1]))
+    source = FileTrace(path=write(tmp_path, OWN))
     requests = list(request_stream(source, Uniform(rate=1), duration_s=100, requests=None, seed=1))
     assert requests == [Request(0, 1.0, 10, 20), Request(1, 2.0, 11, 21)]
 
@@ -108,78 +130,36 @@ def test_the_context_filter_drops_requests_and_keeps_their_times(tmp_path: Path)
     assert list(stream) == [Request(0, 0.0, 50, 50), Request(1, 2.0, 10, 10)]
 
 
-HEADER = "input_tokens,output_tokens,arrival_s\n"
-COLUMNS = (
-    "input_tokens, output_tokens[, arrival_s]; ContextTokens, GeneratedTokens[, TIMESTAMP]; "
-    "input_length, output_length[, timestamp]; num_prefill_tokens, num_decode_tokens[, arrived_at]; "
-    "prompt_len, output_len[, req_time]; input_toks, output_toks[, arrival_time_ns]"
-)
-TOKENS = "an integer from 1 to 1000000000"
-BAD = [
-    ("trace.csv", HEADER + "1,2,0\n3,-4,1\n", f":3: output_tokens: found '-4', allowed: {TOKENS}"),
-    ("trace.csv", HEADER + "1,2,0\n\n0,4,1\n", f":4: input_tokens: found '0', allowed: {TOKENS}"),
-    ("trace.csv", HEADER + "1,2.5,0\n", f":2: output_tokens: found '2.5', allowed: {TOKENS}"),
-    ("trace.csv", HEADER + "1,,0\n", f":2: output_tokens: found '', allowed: {TOKENS}"),
-    ("trace.csv", HEADER + f"{10**30},2,0\n", f":2: input_tokens: found '{10**30}', allowed: {TOKENS}"),
-    ("trace.csv", HEADER + "1,2,0\n3,4\n", ":3: found 2 fields, allowed: 3"),
-    ("trace.csv", HEADER + "1,2,5\n3,4,4.5\n", ":3: arrival_s: found '4.5', allowed: times that never decrease"),
-    ("trace.csv", HEADER + "1,2,-5\n", ":2: arrival_s: found '-5', allowed: a number >= 0"),
-    ("trace.csv", HEADER + "1,2,nan\n", ":2: arrival_s: found 'nan', allowed: a number >= 0"),
-    ("trace.csv", HEADER + "1,2,soon\n", ":2: arrival_s: found 'soon', allowed: a number >= 0"),
-    ("trace.csv", HEADER, ": found no requests, allowed: at least one"),
-    ("trace.csv", "a,b\n1,2\n", f":1: found columns a, b, allowed: {COLUMNS}"),
-    ("trace.csv", "", f":1: found columns none, allowed: {COLUMNS}"),
-    (
-        "trace.csv",
-        "TIMESTAMP,ContextTokens,GeneratedTokens\nnoon,1,2\n",
-        ":2: TIMESTAMP: found 'noon', allowed: a date and time such as 2023-11-16 18:15:46.68",
-    ),
-    (
-        "trace.csv",
-        "TIMESTAMP,ContextTokens,GeneratedTokens\n2023-11-16 18:15:46,1,2\n2023-11-16 18:15:45,1,2\n",
-        ":3: TIMESTAMP: found '2023-11-16 18:15:45', allowed: times that never decrease",
-    ),
-    (
-        "trace.jsonl",
-        '{"input_tokens": 1, "output_tokens": 2}\nnonsense\n',
-        ":2: found 'nonsense', allowed: a JSON object",
-    ),
-    (
-        "trace.jsonl",
-        '{"input_tokens": 1, "output_tokens": 2}\n{"input_tokens": 1}\n',
-        ":2: found no output_tokens, allowed: the keys of the first line",
-    ),
-    (
-        "trace.jsonl",
-        '{"input_tokens": 1.5, "output_tokens": 2}\n',
-        f":1: input_tokens: found '1.5', allowed: {TOKENS}",
-    ),
-]
-
-
-@pytest.mark.parametrize(("name", "text", "message"), BAD)
-@pytest.mark.parametrize("block", [1, 8192])
-def test_a_bad_file_is_named_with_its_line(name: str, text: str, message: str, block: int, tmp_path: Path) -> None:
-    path = write(tmp_path, text, name)
-    with pytest.raises(UserError) as error:
-        list(
-            request_stream(
-                FileTrace(path=path), Uniform(rate=1), duration_s=None, requests=9, seed=1, block_requests=block
-            )
-        )
-    assert str(error.value) == path + message
-
-
-def test_a_file_that_is_not_gzip_is_unreadable(tmp_path: Path) -> None:
-    path = tmp_path / "trace.csv.gz"
-    path.write_text(HEADER)
-    with pytest.raises(
-        UserError, match=r"trace\.csv\.gz: found an unreadable file .*, allowed: UTF-8 text, gzipped if"
-    ):
-        FileTrace(path=str(path))
-
-
 def test_a_folder_is_not_a_trace(tmp_path: Path) -> None:
     (tmp_path / "folder.csv").mkdir()
     with pytest.raises(UserError, match="allowed: a file that exists"):
         FileTrace(path=str(tmp_path / "folder.csv"))
+
+
+def test_the_file_alone_says_what_it_is_not_its_folder(tmp_path: Path) -> None:
+    folder = tmp_path / "set.jsonl"
+    folder.mkdir()
+    assert replay(write(folder, OWN)) == [(0.5, 10, 20), (2.0, 11, 21)]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"path": "/dev/null"}, "trace.path: found '/dev/null', allowed: a file ending in .csv, "),
+        ({"time_unit": "minutes"}, "trace.time_unit: found 'minutes', allowed: null, s, ms, us, ns, datetime"),
+        ({"strict": 1}, "trace.strict: found 1, allowed: true or false"),
+        ({"columns": "a,b"}, "trace.columns: found 'a,b', allowed: null or a mapping of input_tokens, output_tokens"),
+        ({"columns": {"tokens": "a"}}, "trace.columns: found {'tokens': 'a'}, allowed: null or a mapping of "),
+        ({"columns": {"arrival_s": 3}}, "trace.columns.arrival_s: found 3, allowed: null or the name of a column"),
+        ({"columns": {"input_tokens": "in"}}, "trace.columns.input_tokens: found 'in', allowed: a column of "),
+    ],
+)
+def test_bad_options_are_named(options: dict[str, Any], message: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError) as error:
+        FileTrace(**{"path": write(tmp_path, OWN), **options})
+    assert str(error.value).startswith(message)
+
+
+def test_long_prompts_may_stand_beside(tmp_path: Path) -> None:
+    text = f"prompt,input_tokens,output_tokens,arrival_s\n{'word ' * 100_000},10,20,0.5\n"
+    assert replay(write(tmp_path, text)) == [(0.5, 10, 20)]

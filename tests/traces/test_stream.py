@@ -89,6 +89,23 @@ def test_the_earlier_bound_ends_the_stream(arrivals: ArrivalProcess, seed: int, 
     assert bounded == [request for request in unbounded if request.arrival_s <= duration_s]
 
 
+@pytest.mark.parametrize(("duration_s", "n", "ended_by"), [(2.5, 9, "duration_s"), (9.5, 2, "requests")])
+def test_a_stream_tells_what_ended_it_and_what_it_was_told(duration_s: float, n: int, ended_by: str) -> None:
+    facts = {"process": "uniform"}
+    stream = request_stream(ONE, Uniform(rate=1), duration_s=duration_s, requests=n, seed=1, facts=facts)
+    assert stream.about() == {"process": "uniform", "ended_by": None}
+    assert len(list(stream)) == 2
+    assert stream.about() == {"process": "uniform", "ended_by": ended_by}
+
+
+def test_a_run_without_requests_names_the_first_that_would_have_come() -> None:
+    stream = request_stream(ONE, Uniform(rate=0.1), duration_s=5, requests=None, seed=1)
+    assert list(stream) == []
+    assert str(stream.none_arrived()) == (
+        "duration_s: no request arrives within it (the first at 10 s), allowed: long enough for at least one"
+    )
+
+
 @given(length_sources, rates, rates, seeds)
 @settings(max_examples=20, deadline=None)
 def test_another_rate_keeps_the_lengths_and_stretches_the_arrivals(
@@ -183,7 +200,13 @@ def test_documented_examples_run() -> None:
 @pytest.mark.parametrize(
     ("duration_s", "requests", "seed", "message"),
     [
-        (None, None, 1, "duration_s and requests: found null, allowed: a number > 0 for at least one of them"),
+        (
+            None,
+            None,
+            1,
+            "duration_s: found null, allowed: a number > 0; null with requests=N, "
+            "or with a trace that ends (a file, not repeated)",
+        ),
         (0, None, 1, "duration_s: found 0, allowed: a number > 0"),
         (float("inf"), None, 1, "duration_s: found inf, allowed: a number > 0"),
         (None, 0, 1, "requests: found 0, allowed: null or an integer >= 1"),
@@ -202,6 +225,5 @@ def test_timestamps_need_a_trace_that_has_them() -> None:
     with pytest.raises(UserError) as error:
         take(ONE, Timestamps())
     assert str(error.value) == (
-        "arrival=timestamps: found 'a trace without arrival times', "
-        "allowed: trace=file with an arrival column and trace.repeat=false"
+        "arrival=timestamps: found 'a trace without arrival times', allowed: trace=file with an arrival column"
     )

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from voltana.record import COMPLETED, FAILED, UNFINISHED, RequestRow
 from voltana.state import Slo
-from voltana.summary import InstanceTotals, SummaryBuilder
+from voltana.summary import InstanceTotals, SummaryBuilder, arrivals_in_words, measured, rate_in_words
 
 SLO = Slo(ttft_s=0.5, itl_s=0.05)
 
@@ -66,6 +66,7 @@ def test_a_run_computed_by_hand() -> None:
     assert found == {
         "source": "sim",
         "requests": {"submitted": 6, "completed": 4, "failed": 1, "unfinished": 1},
+        "arrivals": {"count": 6, "span_s": 2.0, "rate_per_s": 2.5},
         "start_s": 1.0,
         "slo": {"ttft_ms": 500.0, "itl_ms": 50.0},
         "ttft_attainment": 3 / 6,
@@ -83,6 +84,45 @@ def test_a_run_computed_by_hand() -> None:
         "policy": {"frequency": "ecofreq", "router": "ecoroute"},
         "wall_s": 0.25,
     }
+
+
+def test_what_arrived_is_told_besides_what_was_measured_of_it() -> None:
+    about = {"process": "poisson", "requested_rps": 75, "ended_by": "duration_s"}
+    builder = SummaryBuilder("live", SLO, {}, lambda: about, start_s=2.0)
+    for arrival_s in (4.0, 2.0, 3.0):
+        builder.add(done(0.1, 0.01, arrival_s=arrival_s))
+    assert builder.build({})["arrivals"] == {**about, "count": 3, "span_s": 2.0, "rate_per_s": 1.0}
+
+
+def test_one_request_or_all_at_once_have_no_rate() -> None:
+    assert measured(1, 2.5, 2.5) == {"count": 1, "span_s": 0.0, "rate_per_s": None}
+    assert measured(3, 2.5, 2.5)["rate_per_s"] is None
+
+
+def test_arrivals_in_words() -> None:
+    replay = {
+        "process": "timestamps",
+        "requested_rps": None,
+        "ended_by": "trace",
+        "rows_read": 303,
+        "skipped": [{"reason": "output_tokens is 0", "count": 3, "first_line": 14}],
+        "ignored": ["hash_ids"],
+        "counted_from": "1700000000",
+        **measured(300, 0.0, 29.9),
+    }
+    assert rate_in_words(replay) == "the trace's 10 requests/s"
+    assert arrivals_in_words(replay) == [
+        ("arrivals", "timestamps: 300 requests in 29.9 s, 10/s, then the trace ended"),
+        ("times counted from", "1700000000"),
+        ("rows skipped", "3 of 303: output_tokens is 0 (first in line 14)"),
+        ("not modelled", "hash_ids of the trace"),
+    ]
+    drawn = {"process": "poisson", "requested_rps": 75, "ended_by": "duration_s", **measured(9000, 0.1, 119.9)}
+    assert rate_in_words(drawn) == "75 requests/s"
+    assert arrivals_in_words(drawn) == [("arrivals", "poisson: 9000 requests in 119.8 s, 75.1/s")]
+    single = {"process": "timestamps", "requested_rps": None, **measured(1, 3.0, 3.0)}
+    assert rate_in_words(single) == "one request"
+    assert arrivals_in_words(single) == [("arrivals", "timestamps: 1 requests in 0.0 s")]
 
 
 def test_an_objective_is_met_when_it_is_reached_exactly() -> None:

@@ -334,3 +334,10 @@ async def test_a_stop_ends_what_does_not_end(cluster: Any, until: Any) -> None:
         await c.router.stop()
         assert (await wire.answer()).status == 503
         await until(lambda: c.decode[0].cancelled == 1)
+
+
+async def test_a_stop_passes_over_a_connection_that_is_only_coming(cluster: Any) -> None:
+    async with cluster() as c:
+        c.router._client()
+        await c.router.stop()
+        assert not c.router.core.active
