@@ -1,6 +1,6 @@
 """The frequency controllers of a live cluster: telemetry in, clock commands out.
 
-One `FrequencyController` per instance, the same objects as in the simulator, made by `voltana.build.build_policy`. It
+One `FrequencyController` per instance, the same objects as in the simulator, made by `voltana.bundle`. It
 is asked when it would be asked there: before every iteration, and after as much idle time as it wished. A command is
 sent only when it differs from the last one.
 """
@@ -12,7 +12,7 @@ import logging
 import math
 import time
 from bisect import bisect_left
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -94,11 +94,11 @@ class Controller:
         controllers: one for each instance.
         clocks: where commands go.
         subscriber: where telemetry comes from; its `on_telemetry` is set.
-        clocks_mhz: clocks that the GPUs have.
         blind_mhz: clock of an instance that has been silent for `silent_s`; None: keep the last. The highest clock
             is the safe choice, since then nobody sees whether the objectives are met.
         silent_s: see there.
         power_w: last reading of an instance's power sensor, for controllers that ask for it (`reads_power`).
+        on_error: is told of the first decision that failed.
 
     Raises:
         UserError: a controller asks for what is not measured in a live cluster.
@@ -109,21 +109,21 @@ class Controller:
         controllers: Mapping[str, FrequencyController],
         clocks: ClockClient,
         subscriber: Subscriber,
-        clocks_mhz: Sequence[int],
         *,
         blind_mhz: int | None = None,
         silent_s: float = SILENT_S,
         power_w: Callable[[str], float | None] | None = None,
+        on_error: Callable[[Exception], None] = lambda error: None,
     ) -> None:
         for name, controller in controllers.items():
             _check_needs(name, controller, power_w is not None)
         self._instances = {name: _Instance(controller) for name, controller in controllers.items()}
         self._clocks = clocks
         self._subscriber = subscriber
-        self._supported = frozenset(clocks_mhz)
         self._blind_mhz = blind_mhz
         self._silent_s = silent_s
         self._power_w = power_w
+        self._on_error = on_error
         self._watch: asyncio.Task[None] | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self.decision_latency = LatencyHistogram()
@@ -218,10 +218,11 @@ class Controller:
         try:
             decision = instance.controller.decide(load)
             self._command(name, instance, decision)
-        except Exception:
+        except Exception as error:  # whoever called it must not lose its telemetry for that
             self.errors += 1
             if self.errors == 1:
-                logger.exception("%s: the decision failed, its clock stays at %d MHz", name, instance.clock_mhz)
+                logger.warning("%s: the decision failed, its clock stays at %d MHz", name, instance.clock_mhz)
+                self._on_error(error)
 
     def _power(self, name: str, controller: FrequencyController) -> tuple[float | None, float | None]:
         if self._power_w is None or not getattr(controller, "reads_power", False):
@@ -240,8 +241,6 @@ class Controller:
     def _drive(self, name: str, instance: _Instance, clock_mhz: int) -> None:
         if clock_mhz == instance.clock_mhz:
             return
-        if clock_mhz not in self._supported:
-            raise ValueError(f"{name}: a policy commanded {clock_mhz!r} MHz, which the GPU does not have")
         self._clocks.set_clock(name, clock_mhz)
         instance.changes += bool(instance.clock_mhz)
         instance.clock_mhz = clock_mhz

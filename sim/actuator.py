@@ -12,7 +12,7 @@ from collections.abc import Callable, Generator
 
 import simpy
 
-from sim.limits import Actuation, Setting, Settings
+from sim.limits import Actuation, Setting
 from voltana.state import Decision
 
 
@@ -22,7 +22,6 @@ class Actuator:
     Args:
         host: the driver of the host, one call at a time.
         gpus: of the instance.
-        settings: what a GPU takes.
         apply: called when a setting comes into force.
     """
 
@@ -32,14 +31,12 @@ class Actuator:
         host: simpy.Resource,
         delays: Actuation,
         gpus: int,
-        settings: Settings,
         apply: Callable[[Setting], None],
     ) -> None:
         self._env = env
         self._host = host
         self._delays = delays
         self._gpus = gpus
-        self._settings = settings
         self._apply = apply
         self._driving = False
         self._driven = self.commanded = Setting(0)
@@ -47,7 +44,7 @@ class Actuator:
 
     def start_at(self, decision: Decision) -> None:
         """Set the GPUs before the run, at no cost."""
-        self.commanded = self._driven = self._settings.of(decision)
+        self.commanded = self._driven = Setting.of(decision)
         self._apply(self.commanded)
 
     def command(self, decision: Decision) -> None:
@@ -64,7 +61,7 @@ class Actuator:
 
     def _take(self, decision: Decision) -> bool:
         """Take a command; whether it changes anything."""
-        asked = self._settings.of(decision)
+        asked = Setting.of(decision)
         self.changes += asked.clock_mhz != self.commanded.clock_mhz
         changed = asked != self.commanded
         self.commanded = asked

@@ -12,10 +12,10 @@ import simpy
 
 from sim.actuator import Actuator
 from sim.decode import DecodeInstance
-from sim.flow import RequestFlow
+from sim.flow import RequestFlow, closing_if_interrupted
 from sim.instance import Instance
 from sim.job import Job, instance_name
-from sim.limits import Setting, Settings
+from sim.limits import Setting
 from sim.meter import Meter
 from sim.prefill import PrefillInstance
 from sim.recorder import Recorder
@@ -94,12 +94,13 @@ class Cluster(RequestFlow):
     def run(self) -> None:
         """Run until the last request has ended. If interrupted, the instances are still metered up to then."""
         self._env.process(self._source())
-        try:
+        with closing_if_interrupted(self._stop):
             self._env.run(until=self._done)
-        finally:
-            for instance in self.instances:
-                instance.stop()
-                instance.meter.totals.clock_changes = instance.actuator.changes
+
+    def _stop(self) -> None:
+        for instance in self.instances:
+            instance.stop()
+            instance.meter.totals.clock_changes = instance.actuator.changes
 
     def _shared(
         self, index: int, phase: Phase, controller: FrequencyController, write_row: Callable[[InstanceRow], None]
@@ -121,8 +122,7 @@ class Cluster(RequestFlow):
     def _drive(self, host: int, apply: Callable[[Setting], None]) -> Actuator:
         if host not in self._hosts:
             self._hosts[host] = simpy.Resource(self._env)
-        plant = self._spec.plant
-        return Actuator(self._env, self._hosts[host], self._spec.actuation, plant.model.tp, Settings(plant.gpu), apply)
+        return Actuator(self._env, self._hosts[host], self._spec.actuation, self._spec.plant.model.tp, apply)
 
     def _source(self) -> Generator[simpy.Event, object, None]:
         """Let the requests arrive at their times; the cluster starts with the first."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from sim.job import Job
 from sim.recorder import Recorder
@@ -57,3 +59,14 @@ class RequestFlow(ABC):
     @abstractmethod
     def _finish_if_done(self) -> None:
         """End the run when all requests have arrived and ended."""
+
+
+@contextmanager
+def closing_if_interrupted(close: Callable[[], None]) -> Iterator[None]:
+    """Close at the end and when interrupted, but not after an error: what is half done has nothing to close."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        close()
+        raise
+    close()

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from sim.plant import GpuSpec
 from voltana.state import Decision
 
 
@@ -80,24 +79,7 @@ class Setting(NamedTuple):
     power_cap_w: float | None = None
     """Of one GPU; None: its own limit."""
 
-
-class Settings:
-    """The settings that a GPU takes."""
-
-    def __init__(self, gpu: GpuSpec) -> None:
-        self._clocks = frozenset(gpu.clocks())
-        self._caps_w = (gpu.power_limit_min_w, gpu.power_limit_w)
-
-    def of(self, decision: Decision) -> Setting:
-        """What a decision commands.
-
-        Raises:
-            ValueError: the GPU cannot do it, which is a bug of the policy.
-        """
-        clock, cap = decision.clock_mhz, decision.power_cap_w
-        if clock not in self._clocks:
-            raise ValueError(f"a policy commanded {clock!r} MHz, which the GPU does not have")
-        if cap is not None and not self._caps_w[0] <= cap <= self._caps_w[1]:
-            low, high = self._caps_w
-            raise ValueError(f"a policy commanded a power cap of {cap!r} W, the GPU takes {low:g} to {high:g} W")
-        return Setting(clock, cap)
+    @classmethod
+    def of(cls, decision: Decision) -> Setting:
+        """What a decision commands."""
+        return cls(decision.clock_mhz, decision.power_cap_w)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from sim.build import RunBuilder
 from sim.config import SimConfig, parse
 from sim.recorder import Recorder
+from voltana.errors import PolicyError
 from voltana.record import RecordWriter, RunRecord, claim
 from voltana.record.provenance import already_there, dependencies, provenance
 
@@ -68,6 +69,7 @@ def simulate(
 
     Raises:
         UserError: something in the configuration or the trace is wrong, or the record cannot be written there.
+        PolicyError: a policy raised or answered what is not allowed; there is no summary then.
     """
     config = parse(SimConfig, values)
     builder = RunBuilder(config)
@@ -86,7 +88,7 @@ def simulate(
             return recorder.close(cluster.now_s, [i.meter for i in cluster.instances], wall, interrupted)
 
         try:
-            with rare_garbage_collection():
+            with rare_garbage_collection(), PolicyError.of(f"run {folder}"):
                 cluster.run()
         except KeyboardInterrupt:
             close(interrupted=True)

@@ -22,7 +22,7 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from voltana.errors import UserError
+from voltana.errors import PolicyError, UserError, told
 
 
 def build_policy(key: str, config: Mapping[str, Any], offers: Mapping[str, Callable[[], Any]]) -> Any:
@@ -34,43 +34,68 @@ def build_policy(key: str, config: Mapping[str, Any], offers: Mapping[str, Calla
         offers: a maker for every name that may be asked for; called only if it is.
 
     Raises:
-        UserError: no such class, an unknown parameter or a bad value.
+        PolicyError: no such class, an unknown parameter, a bad value, or the policy's code raised.
+        UserError: what was asked for cannot be offered, for the reason it says.
     """
-    target = _locate(key, config.get("_target_"))
+    path = config.get("_target_")
+    target = _locate(f"{key}._target_", path)
     parameters = {name: value for name, value in config.items() if name != "_target_"}
-    signature = inspect.signature(target).parameters.values()
-    asked = [p.name for p in signature if p.kind is p.POSITIONAL_OR_KEYWORD and p.default is p.empty]
-    allowed = {p.name: p.default is p.empty for p in signature if p.kind is p.KEYWORD_ONLY}
+    asked, allowed = _parameters(key, target)
     strange = [name for name in asked if name not in offers]
     if strange:
-        raise UserError(f"{key}: {target.__name__} asks for {', '.join(strange)}, offered: {', '.join(offers)}")
+        raise PolicyError(f"{key}: {target.__name__} asks for {', '.join(strange)}, offered: {', '.join(offers)}")
     _check_names(key, target, allowed, parameters)
+    offered = [offers[name]() for name in asked]
     try:
-        return target(*(offers[name]() for name in asked), **parameters)
+        return target(*offered, **parameters)
     except UserError as error:
-        raise UserError(f"{key}.{error}" if str(error).split(":")[0] in allowed else str(error)) from error
+        raise PolicyError(f"{key}.{error}" if str(error).split(":")[0] in allowed else f"{key}: {error}") from error
+    except (Exception, SystemExit) as error:
+        message = (
+            f"{key}: the constructor of {path} raised {told(error, __file__)}, allowed: one that takes {parameters}"
+        )
+        raise PolicyError.raised(message, error, __file__) from error
 
 
 def _locate(key: str, path: object) -> Callable[..., Any]:
     allowed = "allowed: the dotted path of a class"
-    if not isinstance(path, str) or "." not in path:
-        raise UserError(f"{key}._target_: found {path!r}, {allowed}")
+    if not isinstance(path, str) or not all(part.isidentifier() for part in path.split(".")) or "." not in path:
+        raise PolicyError(f"{key}: found {path!r}, {allowed}")
     module, _, name = path.rpartition(".")
     try:
         found = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError) as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"{key}._target_: found {path!r}, {allowed} ({reason})") from error
+    except (Exception, SystemExit) as error:
+        reason = f"found {path!r}, {allowed} ({told(error, __file__)})"
+        if _is_not_there(error, module):
+            raise PolicyError(f"{key}: {reason}") from error
+        raise PolicyError.raised(f"{key}: {reason}", error, __file__) from error
     if not isinstance(found, type):
-        raise UserError(f"{key}._target_: found {path!r}, {allowed} (it is a {type(found).__name__})")
+        raise PolicyError(f"{key}: found {path!r}, {allowed} (it is a {type(found).__name__})")
     return found
+
+
+def _is_not_there(error: BaseException, module: str) -> bool:
+    """Whether there is no such module, or no such name in it; else it was there and its code raised."""
+    if isinstance(error, ModuleNotFoundError):
+        return error.name is not None and f"{module}.".startswith(f"{error.name}.")
+    return isinstance(error, AttributeError) and getattr(error.obj, "__name__", None) == module
+
+
+def _parameters(key: str, target: Callable[..., Any]) -> tuple[list[str], dict[str, bool]]:
+    """What a constructor asks of the world, and its own parameters with whether they must be given."""
+    try:
+        signature = inspect.signature(target).parameters.values()
+    except (TypeError, ValueError) as error:
+        raise PolicyError(f"{key}: found {target.__name__}, allowed: a class whose parameters are known") from error
+    asked = [p.name for p in signature if p.kind is p.POSITIONAL_OR_KEYWORD and p.default is p.empty]
+    return asked, {p.name: p.default is p.empty for p in signature if p.kind is p.KEYWORD_ONLY}
 
 
 def _check_names(key: str, target: Callable[..., Any], allowed: Mapping[str, bool], given: Mapping[str, Any]) -> None:
     unknown = [name for name in given if name not in allowed]
     if unknown:
         choice = ", ".join(allowed) or "no parameters"
-        raise UserError(f"{key}.{unknown[0]}: unknown to {target.__name__}, allowed: {choice}")
+        raise PolicyError(f"{key}.{unknown[0]}: unknown to {target.__name__}, allowed: {choice}")
     missing = [name for name, required in allowed.items() if required and name not in given]
     if missing:
-        raise UserError(f"{key}.{missing[0]}: missing; {target.__name__} has no default for it")
+        raise PolicyError(f"{key}.{missing[0]}: missing; {target.__name__} has no default for it")

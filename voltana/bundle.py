@@ -8,9 +8,11 @@ from typing import Any
 
 import numpy as np
 
+from voltana.asked import AskedController, AskedRouter, Who
 from voltana.build import build_policy
 from voltana.config import RunConfig
 from voltana.ecopred import EcoPred
+from voltana.errors import PolicyError
 from voltana.state import FrequencyController, Phase, Router
 
 
@@ -38,18 +40,21 @@ class Bundle:
 
 
 def build_bundle(config: RunConfig, offers: Offers) -> Bundle:
-    """Build all policies of a run.
+    """Build all policies of a run; what they answer is checked (`voltana.asked`).
 
     Raises:
-        UserError: see `voltana.build.build_policy`.
+        PolicyError, UserError: see `voltana.build.build_policy`.
     """
     seeds, cluster, policy = _seeds(config.seed), config.cluster, config.policy
+
+    def clocks_mhz() -> tuple[int, ...]:
+        return tuple(offers.clocks_mhz())  # nothing a policy could change for the others
 
     def build(key: str, part: Mapping[str, Any], phase: Phase) -> Any:
         offered: dict[str, Callable[[], Any]] = {
             "phase": lambda: phase,
             "slo": lambda: config.slo.objectives,
-            "clocks_mhz": offers.clocks_mhz,
+            "clocks_mhz": clocks_mhz,
             "predictor": offers.predictor,
             "kv_capacity_tokens": offers.kv_capacity_tokens,
             "power_limits_w": offers.power_limits_w,
@@ -57,16 +62,30 @@ def build_bundle(config: RunConfig, offers: Offers) -> Bundle:
         }
         if offers.truth is not None:
             offered["truth"] = offers.truth
-        return build_policy(key, part, offered)
+        with PolicyError.of(f"policy {policy.name}"):
+            return build_policy(f"policy.{key}", part, offered)
+
+    def who(key: str, part: Mapping[str, Any], instance: str = "") -> Who:
+        return Who(policy.name, key, str(part.get("_target_")), instance)
 
     def controllers(phase: Phase, part: Mapping[str, Any], count: int) -> list[FrequencyController]:
-        return [build(f"policy.{phase}_controller", part, phase) for _ in range(count)]
+        key = f"{phase}_controller"
+        return [
+            AskedController(
+                who(key, part, f"{phase}-{index}"), build(key, part, phase), clocks_mhz(), offers.power_limits_w
+            )
+            for index in range(count)
+        ]
+
+    def router(phase: Phase, part: Mapping[str, Any]) -> Router:
+        key = f"{phase}_router"
+        return AskedRouter(who(key, part), build(key, part, phase))
 
     return Bundle(
         prefill_controllers=controllers("prefill", policy.prefill_controller, cluster.prefill_instances),
         decode_controllers=controllers("decode", policy.decode_controller, cluster.decode_instances),
-        prefill_router=build("policy.prefill_router", policy.prefill_router, "prefill"),
-        decode_router=build("policy.decode_router", policy.decode_router, "decode"),
+        prefill_router=router("prefill", policy.prefill_router),
+        decode_router=router("decode", policy.decode_router),
     )
 
 

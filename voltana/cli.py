@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, NoReturn
 
 import voltana
-from voltana.errors import UserError
+from voltana.errors import PolicyError, UserError, one_line
 
 if TYPE_CHECKING:
     from hydra.errors import (
@@ -59,6 +59,7 @@ def hydra_command(
         except KeyboardInterrupt:
             _stop(f"{program}: interrupted", 130)
         except UserError as error:
+            _print_details(error)
             _stop(f"{program}: error: {error}", error.status)
         except BrokenPipeError:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # whoever read has seen enough
@@ -116,7 +117,8 @@ class _App:
                 self._crashed = True
                 raise
             if self._collecting_process != os.getpid():
-                raise UserError(message) from error
+                raise error if isinstance(error, PolicyError) else UserError(message) from error
+            _print_details(error)
             self.refused.append(_job_label() + message)
 
 
@@ -143,13 +145,13 @@ def explain(error: BaseException) -> str:
             return f"{error.filename}: {error.strerror}"
         case ConfigCompositionException():
             return _explain_composition(error)
-    return _one_line(str(error))
+    return one_line(str(error))
 
 
 def _explain_composition(error: ConfigCompositionException) -> str:
     from omegaconf.errors import OmegaConfBaseException
 
-    line = _one_line(str(error))
+    line = one_line(str(error))
     if isinstance(error.__cause__, OmegaConfBaseException):
         cause = explain(error.__cause__)
         return f"{line}: {cause}" if line.startswith("Error merging") else cause
@@ -163,12 +165,12 @@ def _explain_missing_config(error: MissingConfigException) -> str:
     group, _, option = (error.missing_cfg_file or "").rpartition("/")
     if error.options and group:
         return f"{group}={option}: no such option{_choices(option, error.options)}"
-    return _one_line(str(error).partition("\nConfig search path:")[0].partition("\nSearch path:")[0])
+    return one_line(str(error).partition("\nConfig search path:")[0].partition("\nSearch path:")[0])
 
 
 def _explain_override(error: OverrideParseException) -> str:
     reason = error.message.partition("\nSee https://")[0].replace(f"Error parsing override '{error.override}'", "")
-    reason = _one_line(reason.partition("\n ")[0]).removeprefix("LexerNoViableAltException: ")
+    reason = one_line(reason.partition("\n ")[0]).removeprefix("LexerNoViableAltException: ")
     found = f" ({reason})" if reason and reason != error.override else ""
     return f"cannot parse {error.override!r}{found}; allowed: key=value, +key=value, ~key; quote special characters"
 
@@ -185,13 +187,13 @@ def _explain_omegaconf(error: OmegaConfBaseException) -> str:
             if not keys:
                 return f"unknown config key {key!r}: {str(key).rpartition('.')[0]!r} holds a value, not keys"
             return f"unknown config key {key!r}{_choices(str(error.key), keys)}"
-    reason = _one_line(str(error).partition("\n    full_key:")[0])
+    reason = one_line(str(error).partition("\n    full_key:")[0])
     return f"{key}: {reason}" if key else reason
 
 
 def _explain_instantiation(error: InstantiationException) -> str:
     cause = _root_cause(error)
-    reason = _one_line(str(cause).partition("\nfull_key:")[0])
+    reason = one_line(str(cause).partition("\nfull_key:")[0])
     key = _full_key(error)
     return f"{key}: {reason}" if key else reason
 
@@ -295,10 +297,6 @@ def _choices(found: str, allowed: Iterable[str]) -> str:
     return f"; allowed: {', '.join(names)}" + (f"; did you mean {close[0]}?" if close else "")
 
 
-def _one_line(text: str) -> str:
-    return " ".join(text.split())
-
-
 @contextmanager
 def _hydra_raises() -> Iterator[None]:
     """Let errors through instead of having Hydra print them and exit."""
@@ -328,6 +326,12 @@ def _composed_once() -> Iterator[None]:
         Hydra.get_mode = asked  # type: ignore[method-assign]
 
 
+def _print_details(error: Exception) -> None:
+    """Print what a policy's own code raised, above the one line."""
+    if isinstance(error, PolicyError) and error.details:
+        print(error.details, end="", file=sys.stderr)
+
+
 def _stop(line: str, status: int) -> NoReturn:
-    print(_one_line(line), file=sys.stderr)
+    print(one_line(line), file=sys.stderr)
     sys.exit(status)

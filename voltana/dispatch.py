@@ -70,14 +70,8 @@ class Dispatcher:
         )
 
     def dispatch(self, request: RequestInfo) -> int:
-        """Route a request and count it as sent.
-
-        Raises:
-            IndexError: the router answered with a candidate that does not exist.
-        """
-        chosen = self._router.route(request, self.loads() if self.reads_load else self._loads)
-        if not 0 <= chosen < len(self._telemetry):
-            raise IndexError(f"{type(self._router).__name__} chose {chosen} of {len(self._telemetry)} instances")
+        """Route a request and count it as sent; nothing is counted if the router raises."""
+        chosen = self._router.route(request, tuple(self.loads() if self.reads_load else self._loads))
         self._sent_requests[chosen] += 1
         self._sent_tokens[chosen] += request.prompt_tokens
         self._loads[chosen] = self._load(chosen)

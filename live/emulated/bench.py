@@ -187,7 +187,7 @@ async def run(options: argparse.Namespace) -> None:
             await clocks.connect()
             levels = (options.clock_mhz, options.clock_mhz - 15)
             policies = {each.name: Alternating(*levels) for each in endpoints}
-            controller = Controller(policies, clocks, subscriber, levels)
+            controller = Controller(policies, clocks, subscriber)
             controller.start()
             gc.freeze()
             tally = await load(cluster, options)

@@ -33,7 +33,7 @@ from sim.plant.predictor import load_predictor
 from traces.build import build_requests
 from voltana.bundle import Bundle, Offers, build_bundle
 from voltana.compose import instantiate
-from voltana.errors import UserError
+from voltana.errors import PolicyError, UserError
 from voltana.record import RecordWriter
 from voltana.state import FrequencyController, LoadSnapshot
 
@@ -54,6 +54,8 @@ class _Happened:
     """Servers that ended by themselves, and how."""
     lost: str = ""
     """Why the owner of clocks is gone."""
+    wrong: Exception | None = None
+    """The first that a policy raised or answered wrongly."""
 
 
 class LiveRun:
@@ -88,6 +90,7 @@ class LiveRun:
 
         Raises:
             UserError: something in the configuration is wrong, or a part could not be started or was lost.
+        PolicyError: a policy raised or answered what is not allowed; what had happened is in the record.
             KeyboardInterrupt: it was interrupted; what had happened is in the record.
         """
         task = asyncio.current_task()
@@ -138,6 +141,16 @@ class LiveRun:
         self._happened.ended[name] = message
         self._view.say(f"{name} ended: {message}")
 
+    def _policy_failed(self, error: Exception) -> None:
+        if self._happened.wrong is None:
+            self._happened.wrong = error
+            self._stop.set()
+
+    def _check_policies(self) -> None:
+        if self._happened.wrong is not None:
+            with PolicyError.of(f"run {self._folder}"):
+                raise self._happened.wrong
+
     # Parts
 
     def _gpus(self, servers: Servers) -> Gpus:
@@ -182,13 +195,21 @@ class LiveRun:
             name: part for each, parts in zip(names, lists, strict=True) for name, part in zip(each, parts, strict=True)
         }
         clocks_mhz = list(gpus.clocks_mhz) or list(self._plant.gpu.clocks())
-        controller = Controller(parts, gpus, subscriber, clocks_mhz, blind_mhz=clocks_mhz[-1], power_w=gpus.power_w)
+        controller = Controller(
+            parts,
+            gpus,
+            subscriber,
+            blind_mhz=clocks_mhz[-1],
+            power_w=gpus.power_w,
+            on_error=self._policy_failed,
+        )
         for endpoint in servers.endpoints.values():
             subscriber.connect(endpoint.telemetry)
         subscriber.attach(asyncio.get_running_loop())
         await self._hear_all(servers, subscriber)
         if gpus.drives:
             controller.start()
+            self._check_policies()
 
         def heard(telemetry: Telemetry) -> None:
             if gpus.drives:
@@ -222,6 +243,7 @@ class LiveRun:
             self._settings,
             recorder,
             start_s,
+            self._policy_failed,
         )
 
     # The run itself
@@ -263,6 +285,7 @@ class LiveRun:
             self._replaying = False
         now_s = time.monotonic() - start_s
         if not recorder.ended:
+            self._check_policies()
             raise requests.none_arrived()
         await gpus.settle()
         changes = {name: controller.changes(name) for name in prefill + decode}
@@ -270,6 +293,7 @@ class LiveRun:
         live = self._about(recorder, controller, subscriber, gpus)
         summary = recorder.close(gpus, changes, end_s, now_s, not whole, live)
         self._view.end()
+        self._check_policies()
         if self._happened.lost:
             raise UserError(f"control: the owner of clocks is gone ({self._happened.lost}); the record ends there")
         if client_lost:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from time import monotonic
 from typing import NamedTuple, Protocol
 
-from live.router.fleet import Group
+from live.router.fleet import Group, log
 from live.router.metrics import Metrics
 from live.router.settings import RouterSettings
 
@@ -63,6 +64,11 @@ class Active(Protocol):
         """Give up altogether."""
 
 
+def log_policy_error(error: Exception) -> None:
+    """What a router on its own does about a policy that raised."""
+    log.error("the policy raised %s: %s", type(error).__name__, error)
+
+
 class Core:
     """The shared state of a router.
 
@@ -71,6 +77,7 @@ class Core:
         prefill, decode: the instances.
         observer: is told of every request.
         origin_s: the `time.monotonic()` that is zero in all times given to policies and observers.
+        on_policy_error: is told what a routing policy raised.
     """
 
     def __init__(
@@ -80,12 +87,14 @@ class Core:
         decode: Group,
         observer: Observer | None = None,
         origin_s: float | None = None,
+        on_policy_error: Callable[[Exception], None] = log_policy_error,
     ) -> None:
         self.settings = settings
         self.prefill = prefill
         self.decode = decode
         self.metrics = Metrics()
         self.observer = observer
+        self.on_policy_error = on_policy_error
         self.in_flight = 0
         self.queue: deque[Waiting] = deque()
         self.active: set[Active] = set()

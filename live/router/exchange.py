@@ -107,7 +107,12 @@ class Exchange(Relay):
 
     def _place(self, side: _Side) -> None:
         info = RequestInfo(self.request_id, self.arrival_s, self.prompts.tokens)
-        instance = side.group.choose(info, self.prompts.number, side.tried)
+        try:
+            instance = side.group.choose(info, self.prompts.number, side.tried)
+        except Exception as error:  # of the policy: the request has its answer, and whoever runs the router decides
+            self.core.on_policy_error(error)
+            self.fail(500, f"the router's policy failed for {side.group.instances[0].phase}")
+            return
         side.instance = instance
         if instance is not None:
             self._announce()

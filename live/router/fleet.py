@@ -126,13 +126,15 @@ class Group:
         """
         if without:
             self._renew(without)
-        chosen = None
-        if self._candidates:
+        try:
+            if not self._candidates:
+                return None
             chosen = self._candidates[self._dispatcher.dispatch(request)]
             chosen.account.sent(prompts, request.prompt_tokens)
-        if without:
-            self._renew()
-        return chosen
+            return chosen
+        finally:
+            if without:
+                self._renew()
 
 
 class Answer(NamedTuple):

@@ -159,7 +159,9 @@ class Relay:
 
     def _answer_error(self, status: int, message: str) -> None:
         self.core.metrics.requests[self.request.path, str(status)] += 1
-        code = {502: "upstream_failed", 503: "overloaded", 504: "upstream_timeout"}.get(status, "bad_request")
+        code = {500: "policy_failed", 502: "upstream_failed", 503: "overloaded", 504: "upstream_timeout"}.get(
+            status, "bad_request"
+        )
         self.client.error(status, message, code)
 
     def end(self, outcome: str) -> None:

@@ -12,7 +12,7 @@ from typing import cast
 
 from live.router.body import BodyError, read_prompts
 from live.router.client import JSON, Buffered, Client, Request
-from live.router.core import Core, Observer
+from live.router.core import Core, Observer, log_policy_error
 from live.router.exchange import Exchange, MergingExchange
 from live.router.fleet import Answer, Backend, Group, Instance, fetch, watch
 from live.router.http1 import end_to_end, response_head
@@ -39,6 +39,7 @@ class RouterServer:
         settings: limits and time-outs.
         observer: is told of every request.
         origin_s: the `time.monotonic()` that is zero for policies and observer; default: now.
+        on_policy_error: is told what a policy raised; the request is answered with status 500.
 
     Raises:
         UserError: a URL that is none, or no instance of a phase.
@@ -53,6 +54,7 @@ class RouterServer:
         settings: RouterSettings | None = None,
         observer: Observer | None = None,
         origin_s: float | None = None,
+        on_policy_error: Callable[[Exception], None] = log_policy_error,
     ) -> None:
         self._settings = settings or RouterSettings()
         self._loop = asyncio.get_running_loop()
@@ -60,7 +62,7 @@ class RouterServer:
             Group([Instance(each, "prefill", self._settings, self._loop) for each in prefill], prefill_policy),
             Group([Instance(each, "decode", self._settings, self._loop) for each in decode], decode_policy),
         )
-        self.core = Core(self._settings, *groups, observer, origin_s)
+        self.core = Core(self._settings, *groups, observer, origin_s, on_policy_error)
         self._instances = [*groups[0].instances, *groups[1].instances]
         self._buffered = Buffered(self._settings.max_buffered_bytes)
         self._clients: set[Client] = set()

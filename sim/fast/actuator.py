@@ -4,21 +4,18 @@ from __future__ import annotations
 
 from sim.fast.events import Events, Turns
 from sim.fast.instance import FastInstance
-from sim.limits import Actuation, Setting, Settings
+from sim.limits import Actuation, Setting
 from voltana.state import Decision
 
 
 class FastActuator:
     """Drives the GPUs of one instance: the newest command wins, calls on one host run one after another."""
 
-    def __init__(
-        self, events: Events, host: Turns, delays: Actuation, gpus: int, settings: Settings, target: FastInstance
-    ) -> None:
+    def __init__(self, events: Events, host: Turns, delays: Actuation, gpus: int, target: FastInstance) -> None:
         self._events = events
         self._host = host
         self._delays = delays
         self._gpus = gpus
-        self._settings = settings
         self._target = target
         self._driving = False
         self._driven = Setting(0)
@@ -26,12 +23,12 @@ class FastActuator:
 
     def start_at(self, decision: Decision) -> Setting:
         """Set the GPUs before the run, at no cost."""
-        self._driven = self._target.commanded = self._settings.of(decision)
+        self._driven = self._target.commanded = Setting.of(decision)
         return self._driven
 
     def command(self, decision: Decision) -> None:
         """Ask for a setting that is not the one commanded last."""
-        asked = self._settings.of(decision)
+        asked = Setting.of(decision)
         self.changes += asked.clock_mhz != self._target.commanded.clock_mhz
         self._target.commanded = asked
         if not self._driving:
@@ -40,7 +37,7 @@ class FastActuator:
 
     def act_at_once(self, decision: Decision) -> None:
         """The same without any delay, for a controller that acts so."""
-        asked = self._settings.of(decision)
+        asked = Setting.of(decision)
         self.changes += asked.clock_mhz != self._target.commanded.clock_mhz
         self._target.commanded = self._driven = asked
         self._target.put_in_force(asked)

@@ -10,9 +10,8 @@ from sim.fast.decode import FastDecode
 from sim.fast.events import Events, Turns
 from sim.fast.instance import FastInstance
 from sim.fast.prefill import FastPrefill
-from sim.flow import RequestFlow
+from sim.flow import RequestFlow, closing_if_interrupted
 from sim.job import Job, instance_name
-from sim.limits import Settings
 from sim.meter import Meter
 from sim.plant import Plant
 from sim.recorder import Recorder
@@ -80,13 +79,14 @@ class FastCluster(RequestFlow):
     def run(self) -> None:
         """Run until the last request has ended. If interrupted, the instances are still metered up to then."""
         self._schedule_arrival()
-        try:
+        with closing_if_interrupted(self._stop):
             self._events.run()
-        finally:
-            started = self.instances if self._started else []
-            for instance, actuator in zip(started, self._actuators, strict=False):
-                instance.stop()
-                instance.meter.totals.clock_changes = actuator.changes
+
+    def _stop(self) -> None:
+        started = self.instances if self._started else []
+        for instance, actuator in zip(started, self._actuators, strict=False):
+            instance.stop()
+            instance.meter.totals.clock_changes = actuator.changes
 
     def _shared(self, index: int, phase: Phase, controller: FrequencyController) -> tuple[object, ...]:
         """The arguments both kinds of instance take."""
@@ -101,9 +101,9 @@ class FastCluster(RequestFlow):
 
     def _connect(self, index: int, instance: FastInstance, controller: FrequencyController) -> None:
         """Give an instance its actuator, on the host of its GPUs, and its sensor."""
-        gpu, tp = self._spec.plant.gpu, self._spec.plant.model.tp
+        tp = self._spec.plant.model.tp
         host = self._hosts.setdefault(index * tp // self._spec.gpus_per_host, Turns(1))
-        actuator = FastActuator(self._events, host, self._spec.actuation, tp, Settings(gpu), instance)
+        actuator = FastActuator(self._events, host, self._spec.actuation, tp, instance)
         instance.start_at = actuator.start_at
         instance.command = actuator.act_at_once if getattr(controller, "acts_at_once", False) else actuator.command
         instance.sensors, instance.index = self._sensors, index

@@ -22,8 +22,6 @@ from voltana.build import build_policy
 from voltana.errors import UserError
 from voltana.state import Decision, LoadSnapshot
 
-CLOCKS = (705, 1005, 1410)
-
 
 class Clocks:
     """Remembers commands."""
@@ -64,7 +62,7 @@ def drive(
 
     async def main() -> Controller:
         with Subscriber() as subscriber:
-            controller = Controller(controller_of, clocks, subscriber, CLOCKS, **options)
+            controller = Controller(controller_of, clocks, subscriber, **options)
             controller.start()
             async with asyncio.timeout(20):
                 await script(controller, subscriber)
@@ -146,21 +144,24 @@ def test_a_silent_instance_is_driven_blindly(blind_mhz: int | None, commands: li
     assert clocks.commands == commands
 
 
-def test_a_failing_policy_keeps_the_clock_and_hurts_nobody_else(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_failing_policy_keeps_the_clock_hurts_nobody_else_and_is_told_of_once() -> None:
     def fail(load: LoadSnapshot) -> Decision:
         if load.batch_size:
-            raise RuntimeError("broken")
+            raise RuntimeError(f"broken at {load.batch_size}")
         return Decision(1005)
 
-    wrong = Scripted(lambda load: Decision(1410 if load.batch_size else 1006))
+    good = Scripted(lambda load: Decision(1410))
+    told_of: list[str] = []
 
     async def script(controller: Controller, subscriber: Subscriber) -> None:
-        for instance in ("d", "e"):
-            controller.on_telemetry(told(subscriber, 1, instance=instance))
+        for batch, instance in ((1, "d"), (1, "e"), (2, "d")):
+            controller.on_telemetry(told(subscriber, batch, instance=instance))
 
-    controller, clocks = drive({"d": Scripted(fail), "e": wrong}, script)
+    failing = {"d": Scripted(fail), "e": good}
+    controller, clocks = drive(failing, script, on_error=lambda error: told_of.append(str(error)))
     assert clocks.commands == [("d", 1005), ("e", 1410)]
-    assert controller.errors == 2 and len(caplog.records) == 1
+    assert controller.errors == 2 and told_of == ["broken at 1"]
+    assert len(good.asked) == 2
 
 
 def test_power_readings_go_to_those_who_ask() -> None:
@@ -228,9 +229,8 @@ def cluster_run(policies: Callable[[str], Any], output_tokens: int) -> tuple[Con
                 subscriber.attach(asyncio.get_running_loop())
                 clocks = EmulatedClocks(cluster.endpoints.values())
                 await clocks.connect()
-                clocks_mhz = list(range(210, 1411, 15))
                 instances = {name: policies(name) for name in cluster.endpoints}
-                controller = Controller(instances, clocks, subscriber, clocks_mhz)
+                controller = Controller(instances, clocks, subscriber)
                 while len(subscriber.latest) < 2:
                     await asyncio.sleep(0.01)
                 controller.start()

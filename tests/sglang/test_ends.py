@@ -81,8 +81,7 @@ async def test_a_server_killed_in_mid_run_takes_only_its_own_requests_with_it(st
         with simulated_gpus().open(list(gpus.values()), "test") as clocks:
             for name, gpu in gpus.items():
                 clocks.own(name, [gpu])
-            levels = (IDLE_MHZ, BUSY_MHZ)
-            controller = Controller({name: BusyOrIdle() for name in names}, clocks, subscriber, levels)
+            controller = Controller({name: BusyOrIdle() for name in names}, clocks, subscriber)
             controller.start()
             await kill_in_mid_run(stack, subscriber, router, victim, tokens)
             clocks.release(victim.name)

@@ -140,7 +140,7 @@ async def test_the_controller_follows_the_load(stack: Any) -> None:
     clocks = RecordingClocks()
     names = [name for name in stack.servers.endpoints if not name.startswith("unified")]
     async with stack.telemetry() as subscriber, stack.router(1, 1) as router:
-        controller = Controller({name: ByBatch() for name in names}, clocks, subscriber, CLOCKS_MHZ)
+        controller = Controller({name: ByBatch() for name in names}, clocks, subscriber)
         controller.start()
         assert clocks.commands == [(name, 705) for name in names]
         bodies = [{"input_ids": stack.prompt(50, n), "sampling_params": stack.greedy(40 + 40 * n)} for n in range(3)]

@@ -1,15 +1,8 @@
-from types import SimpleNamespace
-from typing import Any, cast
-
-import pytest
 import simpy
 
 from sim.actuator import Actuator
-from sim.limits import Actuation, Setting, Settings
-from sim.plant import GpuSpec
+from sim.limits import Actuation, Setting
 from voltana.state import Decision
-
-GPU: Any = SimpleNamespace(clocks=lambda: range(210, 1411, 15), power_limit_min_w=100.0, power_limit_w=400.0)
 
 
 class Bench:
@@ -20,10 +13,7 @@ class Bench:
         self.log: list[tuple[float, int, int]] = []
         host = simpy.Resource(self.env)
         self.actuators = [
-            Actuator(
-                self.env, host, Actuation(block_s, settle_s), gpus, Settings(cast(GpuSpec, GPU)), self._note(index)
-            )
-            for index in range(count)
+            Actuator(self.env, host, Actuation(block_s, settle_s), gpus, self._note(index)) for index in range(count)
         ]
         for actuator in self.actuators:
             actuator.start_at(Decision(1410))
@@ -107,16 +97,3 @@ def test_at_once_means_without_calls() -> None:
     bench = Bench()
     bench.actuators[0].act_at_once(Decision(1005))
     assert bench.log == [(0.0, 0, 1005)]
-
-
-@pytest.mark.parametrize(
-    ("decision", "message"),
-    [
-        (Decision(1006), "1006 MHz"),
-        (Decision(1410, power_cap_w=99.0), "99.0 W, the GPU takes 100 to 400 W"),
-        (Decision(1410, power_cap_w=401.0), "401.0 W"),
-    ],
-)
-def test_what_the_gpu_cannot_do_is_refused(decision: Decision, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        Bench().actuators[0].command(decision)

@@ -83,12 +83,18 @@ def test_telemetry_is_not_read_for_a_router_that_ignores_it(router: Router) -> N
     assert Dispatcher(router, [unread] * 3).dispatch(request(1)) in range(3)
 
 
-@pytest.mark.parametrize("choice", [-1, 2])
-def test_a_candidate_that_does_not_exist_is_refused_and_not_counted(choice: int) -> None:
-    dispatcher = Dispatcher(Recording(choice), Board(2).sources())
-    with pytest.raises(IndexError, match=f"Recording chose {choice} of 2 instances"):
+def test_what_a_router_is_shown_it_cannot_change() -> None:
+    class Greedy(Recording):
+        def route(self, request: RequestInfo, candidates: Sequence[InstanceLoad]) -> int:
+            candidates[0] = InstanceLoad(0, 0, 0)  # type: ignore[index]
+            return 0
+
+    board = Board(1)
+    board.last[0] = telemetry(batch=(5, 500), queue=(0, 0), arrived=(0, 0))
+    dispatcher = Dispatcher(Greedy(0), board.sources())
+    with pytest.raises(TypeError):
         dispatcher.dispatch(request(1))
-    assert dispatcher.loads() == [InstanceLoad(1005, 0, 0)] * 2
+    assert dispatcher.loads() == [InstanceLoad(1005, 5, 500)], "and nothing is counted as sent"
 
 
 @dataclass

@@ -1,6 +1,7 @@
 """However a run ends, it leaves a valid record where it can, and neither processes nor sockets nor files."""
 
 import os
+import re
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -74,4 +75,43 @@ def test_without_its_client_it_ends(start: Start, checked: Checked) -> None:
     assert "the load client ended before its requests had" in ended.output
     summary = checked(ended.folder).summary
     assert summary["interrupted"] and summary["requests"]["failed"] > 0
+    run.nothing_is_left()
+
+
+CASES = Path(__file__).parents[2] / "cases" / "policies"
+
+
+@pytest.mark.parametrize(
+    ("part", "overrides", "case", "says"),
+    [
+        (
+            "prefill_controller",
+            ["~policy.prefill_controller.clock_mhz"],
+            "raises_later",
+            r"prefill-\d at .* 'two' \(",
+        ),
+        ("prefill_router", [], "routes_backwards_later", r"for request 5 that arrived at .* answered -1, allowed: "),
+    ],
+    ids=["controller", "router"],
+)
+def test_a_policy_that_fails_ends_the_run_and_the_record(
+    start: Start,
+    checked: Checked,
+    monkeypatch: pytest.MonkeyPatch,
+    part: str,
+    overrides: list[str],
+    case: str,
+    says: str,
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(CASES))
+    run = start("duration_s=60", f"policy.{part}={{_target_: {case}.Mine}}", "policy.name=mine", *overrides)
+    ended = run.end()
+    assert ended.status == 2, ended.output
+    last = ended.output.splitlines()[-1]
+    assert last.startswith(f"voltana-live: error: run {ended.folder}: policy mine: {part} ({case}.Mine)")
+    assert re.search(says, last)
+    assert ("in decide" in ended.output) == (case == "raises_later")
+    summary = checked(ended.folder).summary
+    assert summary["interrupted"] and summary["duration_s"] < 30
+    assert (summary["live"]["decision_errors"] > 0) == (part == "prefill_controller")
     run.nothing_is_left()

@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 
+from voltana.routing import RoundRobin
+
 STREAM = {"text": "hello", "stream": True}
 
 
@@ -341,3 +343,25 @@ async def test_a_stop_passes_over_a_connection_that_is_only_coming(cluster: Any)
         c.router._client()
         await c.router.stop()
         assert not c.router.core.active
+
+
+@pytest.mark.parametrize("phase", ["prefill", "decode"])
+async def test_what_a_policy_raises_costs_its_request_alone(
+    cluster: Any, phase: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    class FailsOnce(RoundRobin):
+        failed = False
+
+        def route(self, request: Any, candidates: Any) -> int:
+            if not self.failed:
+                self.failed = True
+                raise ZeroDivisionError("mine")
+            return super().route(request, candidates)
+
+    policies = (FailsOnce(), RoundRobin()) if phase == "prefill" else (RoundRobin(), FailsOnce())
+    async with cluster(policies=policies) as c:
+        first, second = [await c.post("/generate", {"text": "hello"}) for _ in range(2)]
+        assert (first.status, second.status) == (500, 200)
+        assert f"the router's policy failed for {phase}" in first.body.decode()
+        assert "the policy raised ZeroDivisionError: mine" in caplog.text
+        assert c.router.core.in_flight == 0
