@@ -140,6 +140,7 @@ class Controller:
         self._loop = asyncio.get_running_loop()
         for name, instance in self._instances.items():
             instance.heard_s = time.monotonic()
+            instance.asked_s = instance.load.idle_s  # longer than for ever it cannot idle: not before an iteration
             self._ask(name, instance)
         self._subscriber.on_telemetry = self.on_telemetry
         self._watch = self._loop.create_task(self._watch_silence())

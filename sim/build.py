@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 
 from sim.config import SimConfig
@@ -42,12 +42,11 @@ class RunBuilder:
     def cluster(self) -> ClusterSpec:
         """The cluster with its policies."""
         config, serving = self._config, self._config.serving
-        capacity = kv_tokens(config, self.plant)
-        bundle = build_bundle(config, self._offers(capacity))
+        bundle = build_bundle(config, self.offers)
         return ClusterSpec(
             plant=self.plant,
             prefill_limits=PrefillLimits(**serving.prefill.model_dump()),
-            decode_limits=DecodeLimits(serving.decode.max_requests, capacity, serving.decode.reserve_tokens),
+            decode_limits=DecodeLimits(serving.decode.max_requests, self._capacity, serving.decode.reserve_tokens),
             link=LinkSpec(**config.cluster.link.model_dump()),
             actuation=Actuation(config.actuation.block_s, config.actuation.settle_s),
             gpus_per_host=gpus_per_host(config, self.plant),
@@ -61,8 +60,14 @@ class RunBuilder:
             drift=self._drift(),
         )
 
-    def _offers(self, capacity: int) -> Offers:
-        gpu = self.plant.gpu
+    @cached_property
+    def _capacity(self) -> int:
+        return kv_tokens(self._config, self.plant)
+
+    @cached_property
+    def offers(self) -> Offers:
+        """What policies may ask for."""
+        gpu, capacity = self.plant.gpu, self._capacity
         return Offers(
             clocks_mhz=gpu.clocks,
             power_limits_w=lambda: (gpu.power_limit_min_w, gpu.power_limit_w),

@@ -88,6 +88,8 @@ class _App:
         """Run the command line in `sys.argv`; bad input outside the jobs is a `UserError`."""
         import hydra
 
+        import voltana.resolve  # noqa: F401 - what interpolations of any command may use
+
         def job(config: DictConfig) -> None:
             self._job(config)
 

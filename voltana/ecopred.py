@@ -122,12 +122,8 @@ class EcoPred:
         low, high = self.clocks_mhz[index - 1], self.clocks_mhz[index]
         return low, high, (clock_mhz - low) / (high - low)
 
-    def save(self, path: Path) -> None:
-        """Write the predictor as JSON that a person can read: latencies in milliseconds.
-
-        Raises:
-            UserError: it cannot be written.
-        """
+    def as_json(self) -> str:
+        """The predictor as JSON that a person can read: latencies in milliseconds."""
         document = {
             "format": FORMAT,
             "about": self.about,
@@ -141,7 +137,15 @@ class EcoPred:
                 for clock in self.clocks_mhz
             ],
         }
-        write_whole(path, json.dumps(document, indent=1) + "\n")
+        return json.dumps(document, indent=1) + "\n"
+
+    def save(self, path: Path) -> None:
+        """Write `as_json`.
+
+        Raises:
+            UserError: it cannot be written.
+        """
+        write_whole(path, self.as_json())
 
     @classmethod
     def load(cls, path: Path) -> Self:

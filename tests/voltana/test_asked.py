@@ -67,7 +67,7 @@ def test_one_wrong_part_after_right_ones_is_refused(place: int, wrong: object) -
 
 @pytest.mark.parametrize("wrong", [None, True, 2, -1, 0.0, "0", [0]])
 def test_what_is_no_candidate_is_refused(wrong: object) -> None:
-    with pytest.raises(PolicyError, match="for request 4 that arrived at 2.000 s answered .* 0 to 1$"):
+    with pytest.raises(PolicyError, match=r"for request 4 that arrived at 2.000 s answered .* 0 to 1$"):
         AskedRouter(WHO, Answering(wrong)).route(RequestInfo(4, 2.0, 5), CANDIDATES)
 
 
