@@ -40,13 +40,13 @@ class Question(NamedTuple):
 
 @dataclass
 class World:
-    """A configuration and what policies are shown in it.
+    """A configuration and what policies are shown in it, whichever they are.
 
     Snapshots hold everything, also what only some controllers ask for; those with an empty batch tell when idleness
     began, `IDLE_S` before.
     """
 
-    config: SimConfig
+    values: Mapping[str, Any]
     snapshots: dict[Phase, list[LoadSnapshot]] = field(default_factory=lambda: {"prefill": [], "decode": []})
     questions: dict[Phase, list[Question]] = field(default_factory=lambda: {"prefill": [], "decode": []})
 
@@ -64,11 +64,12 @@ def record_worlds(values: Mapping[str, Any], requests: int) -> Iterator[World]:
     for number, (rate, limits) in enumerate(WORLDS):
         serving = values["serving"] | {"decode": values["serving"]["decode"] | limits}
         own = {"rps": values["rps"] * rate, "requests": requests, "duration_s": None, "engine": "reference"}
-        yield _record(parse(SimConfig, {**values, **own, "serving": serving}), number)
+        yield _record({**values, **own, "serving": serving}, number)
 
 
-def _record(config: SimConfig, seed: int) -> World:
-    builder, world, random = RunBuilder(config), World(config), Random(seed)
+def _record(values: Mapping[str, Any], seed: int) -> World:
+    config = parse(SimConfig, values)
+    builder, world, random = RunBuilder(config), World(values), Random(seed)
     spec = builder.cluster()
     clocks_mhz = builder.plant.gpu.clocks()
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -15,6 +15,7 @@ from sim.check.engines import same_records
 from sim.check.finding import ANSWERS, Broken, Finding, check
 from sim.check.histories import Question, World, drawn_questions, record_worlds
 from sim.check.routers import RouterSubject, check_router
+from sim.config import SimConfig
 from voltana.asked import AskedController, AskedRouter
 from voltana.bundle import Bundle, build_bundle
 from voltana.ecopred import EcoPred
@@ -24,18 +25,20 @@ ENGINES = "both engines agree"
 PHASES: tuple[Phase, Phase] = ("prefill", "decode")
 
 
-def check_policy(values: Mapping[str, Any]) -> list[Finding]:
+def check_policy(values: Mapping[str, Any], worlds: Sequence[World] | None = None) -> list[Finding]:
     """Check all parts of a policy on recorded histories, then the whole on a short trace.
 
     Args:
         values: the resolved configuration (`conf/check.yaml`).
+        worlds: what was recorded for another policy with the same configuration; None: record it now.
 
     Raises:
         UserError, PolicyError: the configuration is wrong, or the policy cannot be built.
     """
     settings = parse(CheckConfig, values).check
     run = {key: value for key, value in values.items() if key != "check"}
-    places = [_Place(world) for world in record_worlds(run, settings.requests)]
+    worlds = worlds or list(record_worlds(run, settings.requests))
+    places = [_Place(world, run["policy"]) for world in worlds]
     drawn = drawn_questions(places[0].clocks_mhz, settings.questions, run["seed"])
     findings: list[Finding] = []
     for phase in PHASES:
@@ -56,9 +59,10 @@ def check_policy(values: Mapping[str, Any]) -> list[Finding]:
 class _Place:
     """One world with the policy built for it, as often as wanted, each time from the same offers."""
 
-    def __init__(self, world: World) -> None:
+    def __init__(self, world: World, policy: Mapping[str, Any]) -> None:
         self.world = world
-        self._builder = RunBuilder(world.config)
+        self._config = parse(SimConfig, {**world.values, "policy": policy})
+        self._builder = RunBuilder(self._config)
         self._offers = replace(self._builder.offers, predictor=self._predictor)
         self._given: tuple[EcoPred, str] | None = None
         self.clocks_mhz = self._builder.plant.gpu.clocks()
@@ -75,7 +79,7 @@ class _Place:
         return self._given is None or self._given[0].as_json() == self._given[1]
 
     def _bundle(self) -> Bundle:
-        return build_bundle(self.world.config, self._offers)
+        return build_bundle(self._config, self._offers)
 
     def controller(self, phase: Phase) -> Subject:
         """The controller of the first instance of a phase."""
