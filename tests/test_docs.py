@@ -31,6 +31,7 @@ SMALLER = {
     "voltana-sim": ("duration_s=1", *SMALL_PROFILE),
     "voltana-live": ("duration_s=1", "trace=fixed", *SMALL_PROFILE),
     "voltana-profile": SMALL_PROFILE,
+    "voltana-check": ("check.requests=20", *SMALL_PROFILE),
 }
 PUBLISHED = """model,dataset,rps,series,ttft_attainment_pct,itl_attainment_pct,energy_kJ
 llama31_8b,sharegpt,10,voltanallm,99,99,9

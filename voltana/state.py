@@ -107,7 +107,8 @@ class FrequencyController(Protocol):
 
     A controller may set class attributes that say what it looks at: `reads_load = False`, its first answer is its
     answer for ever; `reads_power = True`, the power sensor; `reads_requests = True`, requests one by one. What it does
-    not ask for it is not given, because it costs time to gather.
+    not ask for it is not given, because it costs time to gather. `acts_at_once = True` spares its clocks the delays of
+    the driver in the simulator: for what the GPU does by itself. `voltana-check` tries what is said here.
     """
 
     def decide(self, load: LoadSnapshot) -> Decision:
