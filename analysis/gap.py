@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -14,6 +13,7 @@ import yaml
 
 from voltana.errors import UserError
 from voltana.record import RunRecord
+from voltana.scripts import module_command
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -99,7 +99,7 @@ def _simulate(record: RunRecord, place: Path) -> Mapping[str, Any]:
         writer.writerow(["arrival_s", "input_tokens", "output_tokens"])
         writer.writerows(rows[["arrival_s", "input_tokens", "output_tokens"]].itertuples(index=False))
     settings.write_text(yaml.safe_dump(simulator_config(record.config, trace, len(rows))))
-    command = [sys.executable, "-m", "sim.rerun", "--config", str(settings), "--out", str(out)]
+    command = module_command("sim.rerun", "--config", str(settings), "--out", str(out))
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         lines = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]

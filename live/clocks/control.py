@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,6 +21,7 @@ from live.clocks import access
 from live.clocks.client import ClockClient, Event
 from live.clocks.simulated import BLOCK_S, SETTLE_S
 from voltana.errors import UserError
+from voltana.scripts import module_command
 
 _START_S = 30.0
 _STOP_S = 20.0
@@ -158,17 +158,7 @@ def started_owner(gpus: Sequence[int], options: Sequence[str], files: Sequence[i
     ):
         listed = ",".join(map(str, gpus))
         process = subprocess.Popen(
-            [
-                sys.executable,
-                "-m",
-                "live.clocks.owner",
-                "--gpus",
-                listed,
-                "--folder",
-                folder,
-                "--stop-on-eof",
-                *options,
-            ],
+            module_command("live.clocks.owner", "--gpus", listed, "--folder", folder, "--stop-on-eof", *options),
             stdin=subprocess.PIPE,
             stdout=words,
             stderr=words,

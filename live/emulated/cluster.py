@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import shutil
-import sys
 import tempfile
 from asyncio.subprocess import PIPE, Process
 from collections.abc import Callable, Iterable, Mapping
@@ -18,6 +17,7 @@ from live.emulated.config import ServerConfig, check
 from live.emulated.http import encode_json
 from live.servers import Endpoint, Role
 from voltana.errors import UserError
+from voltana.scripts import module_command
 from voltana.state import Phase
 
 START_S = 30.0
@@ -103,7 +103,7 @@ class EmulatedCluster:
 
     async def _spawn(self, path: Path, config: ServerConfig) -> None:
         path.write_bytes(encode_json(config))
-        command = [sys.executable, "-m", "live.emulated", "--config", str(path), "--owned"]
+        command = module_command("live.emulated", "--config", str(path), "--owned")
         process = await asyncio.create_subprocess_exec(*command, stdin=PIPE, stdout=PIPE, start_new_session=True)
         self._processes.append(process)
 

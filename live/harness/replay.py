@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import sys
 import time
 from asyncio.subprocess import PIPE, Process
 from collections.abc import Iterator
@@ -15,6 +14,7 @@ import msgspec
 from live.harness.load import Order, Result, Timed
 from live.harness.recorder import LiveRecorder
 from traces.stream import Request
+from voltana.scripts import module_command
 
 AHEAD_S = 10.0
 """Requests are handed to the client this long before their time."""
@@ -43,7 +43,7 @@ class Replay:
 
     async def __aenter__(self) -> Self:
         self._process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "live.harness.load", stdin=PIPE, stdout=PIPE, start_new_session=True
+            *module_command("live.harness.load"), stdin=PIPE, stdout=PIPE, start_new_session=True
         )
         self._say(msgspec.to_builtins(self._order))
         return self
