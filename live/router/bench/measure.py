@@ -8,7 +8,6 @@ import shutil
 import signal
 import socket
 import subprocess
-import sys
 import time
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
@@ -19,6 +18,7 @@ from typing import NamedTuple
 import numpy as np
 
 from voltana.errors import UserError
+from voltana.scripts import module_command
 
 _HERE = Path(__file__).parent
 _TICK_S = 1 / os.sysconf("SC_CLK_TCK")
@@ -92,7 +92,7 @@ def contenders(rivals: Path | None) -> list[Contender]:
 def _ours(servers: Servers, port: int) -> list[str]:
     prefill = [f"http://127.0.0.1:{each},8998" for each in servers.prefill]
     decode = [f"http://127.0.0.1:{each}" for each in servers.decode]
-    return [sys.executable, "-m", "live.router", "--prefill", *prefill, "--decode", *decode, "--port", str(port)]
+    return module_command("live.router", "--prefill", *prefill, "--decode", *decode, "--port", str(port))
 
 
 def _rival(python: str, module: str, extra: Sequence[str]) -> Callable[[Servers, int], list[str]]:
