@@ -59,7 +59,7 @@ def hydra_command(
         except KeyboardInterrupt:
             _stop(f"{program}: interrupted", 130)
         except UserError as error:
-            _print_details(error)
+            _print_traceback(error)
             _stop(f"{program}: error: {error}", error.status)
         except BrokenPipeError:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # whoever read has seen enough
@@ -120,7 +120,7 @@ class _App:
                 raise
             if self._collecting_process != os.getpid():
                 raise error if isinstance(error, PolicyError) else UserError(message) from error
-            _print_details(error)
+            _print_traceback(error)
             self.refused.append(_job_label() + message)
 
 
@@ -328,10 +328,10 @@ def _composed_once() -> Iterator[None]:
         Hydra.get_mode = asked  # type: ignore[method-assign]
 
 
-def _print_details(error: Exception) -> None:
+def _print_traceback(error: Exception) -> None:
     """Print what a policy's own code raised, above the one line."""
-    if isinstance(error, PolicyError) and error.details:
-        print(error.details, end="", file=sys.stderr)
+    if isinstance(error, PolicyError) and error.traceback_text:
+        print(error.traceback_text, end="", file=sys.stderr)
 
 
 def _stop(line: str, status: int) -> NoReturn:

@@ -29,12 +29,12 @@ class PolicyError(UserError):
 
     Args:
         message: one line, as of every `UserError`.
-        details: the traceback of the policy's own code, printed above the line; empty if it did not raise.
+        traceback_text: the traceback of the policy's own code, printed above the line; empty if it did not raise.
     """
 
-    def __init__(self, message: str, details: str = "") -> None:
-        super().__init__(message, details)  # both, so that it survives the way out of a worker process
-        self.details = details
+    def __init__(self, message: str, traceback_text: str = "") -> None:
+        super().__init__(message, traceback_text)  # both, so that it survives the way out of a worker process
+        self.traceback_text = traceback_text
 
     def __str__(self) -> str:
         return str(self.args[0])
@@ -51,7 +51,7 @@ class PolicyError(UserError):
         try:
             yield
         except PolicyError as error:
-            raise cls(f"{whose}: {error}", error.details) from error.__cause__
+            raise cls(f"{whose}: {error}", error.traceback_text) from error.__cause__
 
 
 def own_traceback(error: BaseException, *above: str) -> str:

@@ -36,7 +36,7 @@ def same_records(values: Mapping[str, Any], folder: Path) -> str:
         try:
             simulate({**values, "engine": name.partition(" ")[0]}, folder / name)
         except PolicyError as error:
-            raise PolicyError(str(error).replace(str(folder / name), name), error.details) from error
+            raise PolicyError(str(error).replace(str(folder / name), name), error.traceback_text) from error
         records[name] = RunRecord(folder / name)
     for one, two in (("fast", "fast again"), ("reference", "fast")):
         _compare(records[one], records[two], f"{one} has", f"{two} has")

@@ -35,7 +35,7 @@ def check(part: str, name: str, look: Callable[[], str]) -> Finding:
     except Broken as broken:
         return Finding(part, name, False, str(broken))
     except PolicyError as error:
-        return Finding(part, name, False, str(error), error.details)
+        return Finding(part, name, False, str(error), error.traceback_text)
 
 
 def time_of(spent_ns: Sequence[int], limit_us: float) -> str:

@@ -87,5 +87,5 @@ def test_it_survives_the_way_out_of_a_worker() -> None:
     with pytest.raises(PolicyError) as caught:
         controller().decide(LOAD)
     copy = pickle.loads(pickle.dumps(caught.value))
-    assert (type(copy), str(copy), copy.details) == (PolicyError, str(caught.value), caught.value.details)
-    assert "StopIteration" in copy.details and "in decide\n    return next(" in copy.details
+    assert (type(copy), str(copy), copy.traceback_text) == (PolicyError, str(caught.value), caught.value.traceback_text)
+    assert "StopIteration" in copy.traceback_text and "in decide\n    return next(" in copy.traceback_text

@@ -143,7 +143,7 @@ def test_bad_input_of_an_offer_keeps_its_own_name() -> None:
 def test_what_a_constructor_raises_is_told_with_its_traceback() -> None:
     with pytest.raises(PolicyError, match="Broken raised ZeroDivisionError: our bug") as caught:
         build_policy("policy.x", {"_target_": target(Broken)}, NOTHING)
-    assert "in __init__" in caught.value.details and "voltana/build.py" not in caught.value.details
+    assert "in __init__" in caught.value.traceback_text and "voltana/build.py" not in caught.value.traceback_text
 
 
 # What we ship.
