@@ -103,7 +103,7 @@ class _App:
             with _composed_once():
                 app()
         except Exception as error:
-            if self._crashed or isinstance(error, BrokenPipeError) or not _is_bad_input(error):
+            if self._crashed or isinstance(error, BrokenPipeError | UserError) or not _is_bad_input(error):
                 raise
             raise UserError(explain(error)) from error
 

@@ -121,3 +121,28 @@ def plain(case: Case, values: Callable[..., dict[str, Any]]) -> dict[str, Any]:
     if not _COMPOSED:
         _COMPOSED.update(values("policy=static_max", "rps=50", "duration_s=3"))
     return _COMPOSED | {"policy": _COMPOSED["policy"] | {"name": "mine", case.part: case.config}}
+
+
+def test_in_a_sweep_it_fails_its_own_runs_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    bad = ("routes_too_far", "router_raises")
+    for name in bad:
+        (tmp_path / "router").mkdir(exist_ok=True)
+        (tmp_path / "router" / f"{name}.yaml").write_text(f"_target_: {name}.Mine\n")
+    monkeypatch.chdir(tmp_path)
+    choice = f"router@policy.prefill_router=round_robin,{','.join(bad)}"
+    words = ["--config-dir", ".", "-m", "policy=static_max", choice, "rps=20", "duration_s=1", "hydra.sweep.dir=runs"]
+    monkeypatch.setattr(sys, "argv", ["voltana-sim", *words])
+    with pytest.raises(SystemExit) as stop:
+        sim.commands.simulate()
+    assert stop.value.code == 2
+    err = capfd.readouterr().err
+    assert [(tmp_path / "runs" / str(number) / SUMMARY).exists() for number in range(3)] == [True, False, False]
+    for number, name in enumerate(bad, 1):
+        label = (
+            f"router@policy.prefill_router={name}: run runs/{number}: policy static_max: prefill_router ({name}.Mine) "
+        )
+        assert re.search(rf"^failed: {re.escape(label)}.*\(runs/{number}/error.log\)$", err, flags=re.MULTILINE), err
+    assert "in route" in (tmp_path / "runs" / "2" / "error.log").read_text()
+    assert err.splitlines()[-1].endswith("(2 of 3 runs failed)")

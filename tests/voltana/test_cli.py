@@ -11,7 +11,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from voltana.cli import hydra_command
-from voltana.errors import UserError
+from voltana.errors import RunsCrashedError, UserError
 
 SIM = """
 defaults:
@@ -155,7 +155,12 @@ def test_sweep_reports_its_refused_jobs_after_the_last(run: Run) -> None:
 
 
 @pytest.mark.parametrize(
-    ("raised", "status"), [(UserError("rps: found 2,\n allowed: odd"), 2), (ValueError("our bug"), None)]
+    ("raised", "status"),
+    [
+        (UserError("rps: found 2,\n allowed: odd"), 2),
+        (RunsCrashedError("rps: found 2,\n allowed: odd"), 1),
+        (ValueError("our bug"), None),
+    ],
 )
 def test_error_of_a_launcher(run: Run, monkeypatch: pytest.MonkeyPatch, raised: Exception, status: int | None) -> None:
     class Failing:
