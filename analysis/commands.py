@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from voltana.cli import hydra_command
 from voltana.errors import UserError
 from voltana.files import write_whole
+from voltana.terminal import plain_console
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -75,17 +76,15 @@ def _options(config: DictConfig) -> dict[str, Any]:
 
 def print_table(caption: str, table: Table, notes: list[str]) -> None:
     """Print a table with what all its rows share above and notes below; wide enough for it where nobody looks."""
-    from rich.console import Console
-
-    console = Console(highlight=False)
+    console = plain_console()
     if not console.is_terminal:
-        console = Console(highlight=False, width=max(_PLAIN_WIDTH, _natural_width(console, table)))
+        console = plain_console(width=max(_PLAIN_WIDTH, _natural_width(console, table)))
     try:
-        console.print(caption, soft_wrap=True, markup=False)
+        console.print(caption, soft_wrap=True)
         console.print()
         console.print(table)
         for note in ["", *notes] if notes else []:
-            console.print(note, soft_wrap=True, markup=False)
+            console.print(note, soft_wrap=True)
         sys.stdout.flush()
     except BrokenPipeError:  # the reader, such as `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

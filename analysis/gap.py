@@ -14,6 +14,7 @@ import yaml
 from voltana.errors import UserError
 from voltana.record import RunRecord
 from voltana.scripts import module_command
+from voltana.summary import PERCENTILES
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -55,8 +56,10 @@ _NUMBERS: tuple[tuple[str, tuple[str, ...], float, bool, int], ...] = (
     ("TTFT met, %", ("ttft_attainment",), 100, True, 1),
     ("ITL met, %", ("itl_attainment",), 100, True, 1),
     ("both met, %", ("joint_attainment",), 100, True, 1),
-    *((f"TTFT {p}, ms", ("ttft_ms", p), 1, False, 1) for p in ("p50", "p90", "p99")),
-    *((f"ITL {p}, ms", ("itl_ms", p), 1, False, 2) for p in ("p50", "p90", "p99")),
+    ("goodput, 1/s", ("goodput_per_s",), 1, False, 1),
+    *((f"TTFT {p}, ms", ("ttft_ms", p), 1, False, 1) for p in PERCENTILES),
+    *((f"ITL {p}, ms", ("itl_ms", p), 1, False, 2) for p in PERCENTILES),
+    *((f"E2E {p}, ms", ("e2e_ms", p), 1, False, 0) for p in PERCENTILES),
     ("duration, s", ("duration_s",), 1, False, 1),
     ("clock changes", ("clock_changes",), 1, False, 0),
 )
@@ -87,7 +90,7 @@ def compared(live: Mapping[str, Any], simulated: Mapping[str, Any]) -> Iterator[
 def _value(summary: Mapping[str, Any], path: tuple[str, ...]) -> float | None:
     value: Any = summary
     for key in path:
-        value = value[key]
+        value = value.get(key) if isinstance(value, Mapping) else None  # older records lack some
     return None if value is None else float(value)
 
 

@@ -18,7 +18,8 @@ from typing import Any
 from voltana.errors import UserError
 from voltana.record import CONFIG, SUMMARY, RunRecord, find_records, find_unfinished
 
-_GROUPS = ("source", "model", "gpu", "cluster", "trace", "arrival", "slo", "rps")
+GROUPS = ("source", "model", "gpu", "cluster", "trace", "arrival", "slo", "rps")
+"""What identifies a run besides its policy, in the order to show it."""
 _UNSET = "-"
 
 Value = str | int | float | bool | None
@@ -34,16 +35,26 @@ class Run:
     setting: dict[str, Value]
     seed: Value
 
-    def number(self, *path: str) -> float | None:
-        """A number of summary.json; None where the run could not know it."""
+    def number(self, *path: str, may_lack: bool = False) -> float | None:
+        """A number of summary.json; None where the run could not know it, or lacks it as older records may."""
         value: Any = self.record.summary
         for depth, key in enumerate(path):
             if not isinstance(value, Mapping) or key not in value:
+                if may_lack:
+                    return None
                 raise UserError(f"{self.record.folder / SUMMARY}: missing key {'.'.join(path[: depth + 1])}")
             value = value[key]
         if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
             raise UserError(f"{self.record.folder / SUMMARY}: {'.'.join(path)}: found {value!r}, allowed: a number")
         return value
+
+    @property
+    def starved(self) -> tuple[str, ...]:
+        """What was late beyond its bound, so that the numbers are the machine's and not the policy's."""
+        found = self.record.summary.get("starved") or []
+        if not isinstance(found, list) or not all(isinstance(reason, str) for reason in found):
+            raise UserError(f"{self.record.folder / SUMMARY}: starved: found {found!r}, allowed: a list of texts")
+        return tuple(found)
 
     def name(self, group: str) -> str:
         """The chosen option of a configuration group, such as `model`."""
@@ -257,9 +268,14 @@ def _label(key: str) -> str:
     return key.removesuffix(".name")
 
 
+def identity_keys(runs: RunSet) -> list[str]:
+    """Every key that tells where a row comes from, shared or not, in the order to show them."""
+    return sorted({*GROUPS, *runs.shared, *runs.keys}, key=_key_order)
+
+
 def _key_order(key: str) -> tuple[int, str]:
     label = _label(key)
-    return (_GROUPS.index(label) if label in _GROUPS else len(_GROUPS), label)
+    return (GROUPS.index(label) if label in GROUPS else len(GROUPS), label)
 
 
 def _identity(values: Iterable[Value]) -> tuple[str, ...]:

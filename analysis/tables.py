@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import csv
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from io import StringIO
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
-from analysis.runs import Run, RunSet, Value, replay_of
+from analysis.runs import GROUPS, Run, RunSet, Value, identity_keys, replay_of
 from voltana.errors import UserError
 from voltana.record import RunRecord, holder
+from voltana.summary import PERCENTILES
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -19,13 +21,23 @@ if TYPE_CHECKING:
 Columns = Literal["short", "full"]
 
 ABSENT = "-"
+STARVED = "*"
+"""Marks a row whose numbers are the machine's, not the policy's."""
+
+
+LEAST_FOR_INTERVAL = 3
+"""Of fewer repetitions no confidence interval is told: that of two is more than six times their distance either way."""
 
 
 class Estimate(NamedTuple):
-    """The mean over repetitions and the half width of its 95 % confidence interval (None for a single run)."""
+    """The mean over repetitions, the half width of its 95 % confidence interval (None below three), their number
+    and the least and the greatest of them."""
 
     mean: float
     ci95: float | None
+    n: int
+    least: float
+    most: float
 
 
 class Metric(NamedTuple):
@@ -35,6 +47,13 @@ class Metric(NamedTuple):
     path: tuple[str, ...]
     scale: float = 1.0
     decimals: int = 1
+    may_lack: bool = False
+    """Whether records of earlier versions may lack it."""
+
+    def of(self, run: Run) -> float | None:
+        """The number of a run, in the unit of the column."""
+        number = run.number(*self.path, may_lack=self.may_lack)
+        return None if number is None else number * self.scale
 
 
 _ENERGY = ("energy_j", "total")
@@ -44,8 +63,10 @@ METRICS = (
     Metric("ttft_attainment_pct", ("ttft_attainment",), 100),
     Metric("itl_attainment_pct", ("itl_attainment",), 100),
     Metric("joint_attainment_pct", ("joint_attainment",), 100),
-    *(Metric(f"ttft_{q}_ms", ("ttft_ms", q), decimals=0) for q in ("p50", "p90", "p99")),
-    *(Metric(f"itl_{q}_ms", ("itl_ms", q)) for q in ("p50", "p90", "p99")),
+    Metric("goodput_per_s", ("goodput_per_s",), may_lack=True),
+    *(Metric(f"ttft_{q}_ms", ("ttft_ms", q), decimals=0, may_lack=q == "p95") for q in PERCENTILES),
+    *(Metric(f"itl_{q}_ms", ("itl_ms", q), may_lack=q == "p95") for q in PERCENTILES),
+    *(Metric(f"e2e_{q}_ms", ("e2e_ms", q), decimals=0, may_lack=True) for q in ("mean", *PERCENTILES)),
     Metric("energy_per_output_token_j", ("energy_per_output_token_j",), decimals=3),
     Metric("requests_completed", ("requests", "completed"), decimals=0),
     Metric("requests_failed", ("requests", "failed"), decimals=0),
@@ -74,8 +95,11 @@ _HEADERS: Mapping[Columns, Mapping[str, tuple[str, ...]]] = {
         "TTFT met %": ("ttft_attainment_pct",),
         "ITL met %": ("itl_attainment_pct",),
         "both met %": ("joint_attainment_pct",),
-        "TTFT ms p50/p90/p99": ("ttft_p50_ms", "ttft_p90_ms", "ttft_p99_ms"),
-        "ITL ms p50/p90/p99": ("itl_p50_ms", "itl_p90_ms", "itl_p99_ms"),
+        "goodput 1/s": ("goodput_per_s",),
+        **{
+            f"{title} ms {'/'.join(PERCENTILES)}": tuple(f"{kind}_{q}_ms" for q in PERCENTILES)
+            for title, kind in (("TTFT", "ttft"), ("ITL", "itl"), ("E2E", "e2e"))
+        },
         "done/failed": ("requests_completed", "requests_failed"),
     },
 }
@@ -85,21 +109,29 @@ _DISTANCES = {"/oracle": (OVER_ORACLE.name,), "/bound": (OVER_BOUND.name,)}
 
 @dataclass(frozen=True)
 class Row:
-    """A policy at a setting."""
+    """A policy at a setting.
+
+    `origin` has every key that identifies the row, `setting` those that vary between rows; `slo` the objectives, ms;
+    `starved` what was late beyond its bound.
+    """
 
     setting: dict[str, Value]
     policy: str
     runs: int
     values: dict[str, Estimate | None]
+    origin: dict[str, Value]
+    slo: dict[str, float | None]
+    starved: tuple[str, ...]
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Every policy at every setting, the baseline first in each block."""
+    """Every policy at every setting, the baseline first in each block; `shared` is what all rows have in common."""
 
     keys: list[str]
     rows: list[Row]
     notes: list[str]
+    shared: dict[str, Value]
 
 
 def columns_option(found: object) -> Columns:
@@ -125,26 +157,36 @@ def compare(runs: RunSet, baseline: str, oracle: str | None = None) -> Compariso
         raise UserError(f"baseline: found {baseline}, allowed: {', '.join(policies)}")
     policies.sort(key=lambda policy: policy != baseline)
     rows, without = [], []
+    keys = identity_keys(runs)
     for setting in runs.settings():
         base = runs.at(setting, baseline)
         best = runs.at(setting, oracle) if oracle is not None else []
         if not base:
             without.append(_told(setting))
         present = [(policy, runs.at(setting, policy)) for policy in policies]
-        rows += [_row(setting, policy, found, base, best) for policy, found in present if found]
+        origin = {key: setting.get(key, runs.shared.get(key)) for key in keys}
+        rows += [_row(setting, origin, policy, found, base, best) for policy, found in present if found]
     notes = [f"No run of {baseline} at {'; '.join(without)}: no saving there."] if without else []
-    return Comparison(runs.keys, rows, notes + _notes(runs, rows))
+    return Comparison(runs.keys, rows, notes + _notes(runs, rows), runs.shared)
 
 
-def _row(setting: dict[str, Value], policy: str, runs: Sequence[Run], base: Sequence[Run], best: Sequence[Run]) -> Row:
+def _row(
+    setting: dict[str, Value],
+    origin: dict[str, Value],
+    policy: str,
+    runs: Sequence[Run],
+    base: Sequence[Run],
+    best: Sequence[Run],
+) -> Row:
     values = {
-        metric.name: estimate(number * metric.scale for run in runs if (number := run.number(*metric.path)) is not None)
-        for metric in METRICS
+        metric.name: estimate(number for run in runs if (number := metric.of(run)) is not None) for metric in METRICS
     }
     values[SAVING.name] = estimate(100 * (1 - ratio) for ratio in _energy_over(runs, base))
     values[OVER_ORACLE.name] = estimate(_energy_over(runs, best))
     values[OVER_BOUND.name] = estimate(_energy_over_bound(runs))
-    return Row(setting, policy, len(runs), values)
+    slo = {key: runs[0].number("slo", key, may_lack=True) for key in ("ttft_ms", "itl_ms")}
+    starved = tuple(dict.fromkeys(reason for run in runs for reason in run.starved))
+    return Row(setting, policy, len(runs), values, origin, slo, starved)
 
 
 def _energy_over(runs: Sequence[Run], others: Sequence[Run]) -> list[float]:
@@ -170,29 +212,38 @@ def _energy_over_bound(runs: Sequence[Run]) -> list[float]:
 
 
 def estimate(samples: Iterable[float]) -> Estimate | None:
-    """Mean and 95 % confidence interval by Student's t; None without samples."""
+    """Mean and 95 % confidence interval by Student's t, the latter of three or more; None without samples."""
     numbers = list(samples)
     count = len(numbers)
     if not count:
         return None
     mean = math.fsum(numbers) / count
-    if count == 1:
-        return Estimate(mean, None)
+    half = _half_width(numbers, mean) if count >= LEAST_FOR_INTERVAL else None
+    return Estimate(mean, half, count, min(numbers), max(numbers))
+
+
+def _half_width(numbers: Sequence[float], mean: float) -> float:
     from scipy.special import stdtrit
 
+    count = len(numbers)
     variance = math.fsum((number - mean) ** 2 for number in numbers) / (count - 1)
-    return Estimate(mean, float(stdtrit(count - 1, 0.975)) * math.sqrt(variance / count))
+    return float(stdtrit(count - 1, 0.975)) * math.sqrt(variance / count)
 
 
 def _notes(runs: RunSet, rows: Sequence[Row]) -> list[str]:
     notes = []
-    counts = sorted({row.runs for row in rows})
-    if counts[-1] > 1:
-        told = f"{counts[0]} to {counts[-1]}" if len(counts) > 1 else f"{counts[0]}"
-        notes.append(f"Mean ± 95 % confidence interval over {told} runs; p50/p90/p99 and counts are means.")
+    fewest, most = min(row.runs for row in rows), max(row.runs for row in rows)
+    if most > 1:
+        told = f"{most}" if fewest == most else f"{fewest} to {most}"
+        interval = f"± 95 % confidence interval from {LEAST_FOR_INTERVAL} on" if fewest < LEAST_FOR_INTERVAL else ""
+        if most < LEAST_FOR_INTERVAL:
+            interval = "too few for an interval"
+        start = "Mean over" if interval else "Mean ± 95 % confidence interval over"
+        notes.append(f"{start} {told} runs{interval and ', '}{interval}; percentiles and counts are means.")
     replays = dict.fromkeys(filter(None, (replay_of(run.record) for run in runs.runs)))
     if replays:
         notes.append(f"Traces at their own times: {'; '.join(replays)}.")
+    notes += _starved_notes(rows)
     if runs.repeated:
         paths = ", ".join(str(path) for path in runs.repeated)
         notes.append(f"Left out, the same configuration as another run: {paths}.")
@@ -206,6 +257,14 @@ def _notes(runs: RunSet, rows: Sequence[Row]) -> list[str]:
     return notes
 
 
+def _starved_notes(rows: Sequence[Row]) -> list[str]:
+    marked = [row for row in rows if row.starved]
+    if not marked:
+        return []
+    told = [f"{' '.join([row.policy, *_parts(row.setting)])}: {'; '.join(row.starved)}" for row in marked]
+    return [f"{STARVED} starved, the numbers are the machine's, not the policy's: {' | '.join(told)}."]
+
+
 def _unfinished(record: RunRecord) -> str:
     who = holder(record.folder)
     return f"{record.folder} ({who} writes it)" if who else str(record.folder)
@@ -217,11 +276,18 @@ def caption(runs: RunSet) -> str:
 
 
 def _told(setting: Mapping[str, Value]) -> str:
-    return " ".join(f"{key}={_plain(value)}" for key, value in setting.items()) or "these runs"
+    return " ".join(_parts(setting)) or "these runs"
+
+
+def _parts(setting: Mapping[str, Value]) -> list[str]:
+    return [f"{key}={_plain(value)}" for key, value in setting.items()]
 
 
 def _plain(value: Value) -> str:
-    return ABSENT if value is None else f"{value:g}" if isinstance(value, float) else str(value)
+    """A value on one line."""
+    if isinstance(value, float):
+        return f"{value:g}"
+    return ABSENT if value is None else " ".join(str(value).split())
 
 
 def _headers(comparison: Comparison, columns: Columns) -> dict[str, tuple[str, ...]]:
@@ -237,13 +303,15 @@ def _headers(comparison: Comparison, columns: Columns) -> dict[str, tuple[str, .
 
 
 def text_rows(comparison: Comparison, columns: Columns) -> tuple[list[str], list[list[str]]]:
-    """The table as text: its header, its rows."""
+    """The table as text, without what all rows share: its header, its rows."""
     headers = _headers(comparison, columns)
-    header = [*comparison.keys, "policy", *headers]
+    repeated = {"runs"} if len({row.runs for row in comparison.rows}) > 1 else set()
+    header = [*comparison.keys, "policy", *repeated, *headers]
     rows = [
         [
             *(_plain(value) for value in row.setting.values()),
-            row.policy,
+            f"{_plain(row.policy)} {STARVED}" if row.starved else _plain(row.policy),
+            *(str(row.runs) for _ in repeated),
             *(_cell(row, names) for names in headers.values()),
         ]
         for row in comparison.rows
@@ -267,31 +335,51 @@ def _mean(row: Row, name: str) -> str:
 def rich_table(comparison: Comparison, columns: Columns) -> Table:
     """The table for a terminal: a block per setting, its values told once."""
     from rich import box
-    from rich.markup import escape
     from rich.table import Table
+    from rich.text import Text
 
     header, rows = text_rows(comparison, columns)
     names = len(comparison.keys)
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 1, 0, 0), header_style="bold")
     for index, title in enumerate(header):
         if index <= names:
-            table.add_column(title, overflow="fold")
+            table.add_column(Text(title), overflow="fold")
         else:
-            table.add_column(title, justify="right", no_wrap=True)
+            table.add_column(Text(title), justify="right", no_wrap=True)
     for index, row in enumerate(rows):
         first = index == 0 or row[:names] != rows[index - 1][:names]
         last = index + 1 == len(rows) or row[:names] != rows[index + 1][:names]
         cells = [*(row[:names] if first else [""] * names), *row[names:]]
-        table.add_row(*map(escape, cells), end_section=last)
+        table.add_row(*map(Text, cells), end_section=last)
     return table
 
 
 def markdown(comparison: Comparison, columns: Columns) -> str:
-    """The table in Markdown, notes below."""
-    header, rows = text_rows(comparison, columns)
-    rule = ["---"] * (len(comparison.keys) + 1) + ["---:"] * (len(header) - len(comparison.keys) - 1)
-    lines = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in (header, rule, *rows)]
-    return "\n".join([*lines, "", *comparison.notes]).rstrip() + "\n"
+    """The table in Markdown, with what identifies a row; notes and what else all rows share below."""
+    keys = [*GROUPS, *(key for key in comparison.keys if key not in GROUPS)]
+    headers = _headers(comparison, columns)
+    header = [*keys, "policy", "runs", *headers, "starved"]
+    rows = [
+        [
+            *(_plain(row.origin[key]) for key in keys),
+            _plain(row.policy),
+            str(row.runs),
+            *(_cell(row, names) for names in headers.values()),
+            _plain("; ".join(row.starved)) if row.starved else ABSENT,
+        ]
+        for row in comparison.rows
+    ]
+    rule = ["---"] * (len(keys) + 1) + ["---:"] * (len(headers) + 1) + ["---"]
+    lines = [map(_literal, header), rule, *(map(_literal, row) for row in rows)]
+    rest = {key: value for key, value in comparison.shared.items() if key not in keys}
+    notes = [*comparison.notes, *([f"All rows: {_told(rest)}."] if rest else [])]
+    below = [text for note in notes for text in ("", _literal(_plain(note)))]
+    return "\n".join([*(f"| {' | '.join(cells)} |" for cells in lines), *below]) + "\n"
+
+
+def _literal(text: str) -> str:
+    """Text that Markdown shows as it is. An underscore within a word means nothing there."""
+    return re.sub(r"[\\`*\[\]<>|~$&#]|(?<!\w)_|_(?!\w)", r"\\\g<0>", text)
 
 
 def csv_text(comparison: Comparison) -> str:
@@ -299,10 +387,13 @@ def csv_text(comparison: Comparison) -> str:
     names = [metric.name for metric in (METRICS[0], SAVING, *METRICS[1:], OVER_ORACLE, OVER_BOUND)]
     text = StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow([*comparison.keys, "policy", "runs", *(part for name in names for part in (name, f"{name}_ci95"))])
+    keys, objectives = list(comparison.rows[0].origin), [f"slo_{key}" for key in comparison.rows[0].slo]
+    numbers = (part for name in names for part in (name, f"{name}_ci95"))
+    writer.writerow([*keys, *objectives, "policy", "runs", *numbers, "starved"])
     for row in comparison.rows:
-        cells: list[Value] = [*row.setting.values(), row.policy, row.runs]
+        cells: list[Value] = [*row.origin.values(), *row.slo.values(), row.policy, row.runs]
         for name in names:
-            cells += row.values[name] or (None, None)
-        writer.writerow(cells)
+            value = row.values[name]
+            cells += (None, None) if value is None else (value.mean, value.ci95)
+        writer.writerow([*cells, "; ".join(row.starved)])
     return text.getvalue()

@@ -51,8 +51,8 @@ def test_compare_writes_the_files_it_names_and_nothing_else(run: Run, write_run:
     status, out, _ = run(compare, "runs=[runs]", "csv=out/table.csv", "markdown=table.md", "columns=short")
     assert status == 0
     assert out.splitlines()[-2:] == ["Wrote out/table.csv", "Wrote table.md"]
-    assert (tmp_path / "out/table.csv").read_text().startswith("policy,runs,energy_kj,energy_kj_ci95,saving_pct")
-    assert (tmp_path / "table.md").read_text().startswith("| policy | energy kJ |")
+    assert (tmp_path / "out/table.csv").read_text().startswith("source,model,gpu,cluster,trace,arrival,slo,rps,")
+    assert (tmp_path / "table.md").read_text().startswith("| source | model | gpu |")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "runs", "table.md"]
 
 

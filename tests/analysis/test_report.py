@@ -17,6 +17,6 @@ def test_table_and_figure(
     write_run("1", "voltana", 150, rps=50)
     Report(figure).on_multirun_end(OmegaConf.create({"hydra": {"sweep": {"dir": str(tmp_path)}}}))
     assert "25.0" in capsys.readouterr().out
-    assert "| voltana | 150.0 |" in " ".join((tmp_path / "table.md").read_text().replace("|", " | ").split())
+    assert "| voltana | 1 | 150.0 |" in " ".join((tmp_path / "table.md").read_text().replace("|", " | ").split())
     assert (tmp_path / "table.csv").read_text().count("\n") == 3
     assert (tmp_path / "figure.png").read_bytes().startswith(b"\x89PNG")

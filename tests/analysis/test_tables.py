@@ -3,14 +3,27 @@
 import csv
 import json
 import math
+import re
 from collections.abc import Callable
 from io import StringIO
 from pathlib import Path
 
 import pytest
 
+from analysis.commands import print_table
 from analysis.runs import flat_config, load_runs
-from analysis.tables import Comparison, Estimate, Row, caption, compare, csv_text, estimate, markdown, text_rows
+from analysis.tables import (
+    Comparison,
+    Estimate,
+    Row,
+    caption,
+    compare,
+    csv_text,
+    estimate,
+    markdown,
+    rich_table,
+    text_rows,
+)
 from voltana.errors import UserError
 from voltana.record import RunRecord
 
@@ -44,12 +57,20 @@ def test_numbers_of_a_run(tmp_path: Path, write_run: WriteRun) -> None:
             "ttft_attainment_pct": 60,
             "itl_attainment_pct": 80,
             "joint_attainment_pct": 60,
+            "goodput_per_s": 3 / 4.2,
             "ttft_p50_ms": 250,
             "ttft_p90_ms": 720,
+            "ttft_p95_ms": 810,
             "ttft_p99_ms": 882,
             "itl_p50_ms": 30,
             "itl_p90_ms": 30,
+            "itl_p95_ms": 30,
             "itl_p99_ms": 30,
+            "e2e_mean_ms": 675,
+            "e2e_p50_ms": 550,
+            "e2e_p90_ms": 1020,
+            "e2e_p95_ms": 1110,
+            "e2e_p99_ms": 1182,
             "energy_per_output_token_j": 150_000 / 44,
             "requests_completed": 4,
             "requests_failed": 1,
@@ -101,14 +122,15 @@ def test_mean_and_confidence_interval_over_seeds(tmp_path: Path, write_run: Writ
     assert row.runs == 3
     assert mean(row, "saving_pct") == pytest.approx((20 + 10 + 25) / 3)
     base_energy = row_of(comparison, "static_max").values["energy_kj"]
-    assert base_energy == pytest.approx((110, 4.302652729911275 * 10 / math.sqrt(3)))
+    assert base_energy == pytest.approx((110, 4.302652729911275 * 10 / math.sqrt(3), 3, 100, 120))
     assert "Mean ± 95 % confidence interval over 3 runs" in comparison.notes[0]
 
 
 def test_estimate() -> None:
     assert estimate([]) is None
-    assert estimate([3.0]) == Estimate(3.0, None)
-    assert estimate([1.0, 1.0]) == Estimate(1.0, 0.0)
+    assert estimate([3.0]) == Estimate(3.0, None, 1, 3.0, 3.0)
+    assert estimate([1.0, 2.0]) == Estimate(1.5, None, 2, 1.0, 2.0)
+    assert estimate([1.0, 1.0, 1.0]) == Estimate(1.0, 0.0, 3, 1.0, 1.0)
 
 
 def test_saving_needs_the_baseline_at_the_same_setting_and_seed(tmp_path: Path, write_run: WriteRun) -> None:
@@ -176,11 +198,96 @@ def test_markdown(tmp_path: Path, write_run: WriteRun) -> None:
     write_run("0", "static_max", 200, rps=50)
     write_run("1", "voltana", 150, rps=60)
     lines = markdown(compared(tmp_path), "full").splitlines()
-    assert lines[0].startswith("| rps | policy | energy kJ | saving % | J/token |")
-    assert lines[1].startswith("| --- | --- | ---: |")
-    assert lines[3].startswith("| 60 | voltana | 150.0 | - | 3409.091 |")
-    assert lines[3].endswith("| 250/720/882 | 30.0/30.0/30.0 | 4/0 |")
-    assert lines[5] == "No run of static_max at rps=60: no saving there."
+    header = "| source | model | gpu | cluster | trace | arrival | slo | rps | policy | runs | energy kJ | saving % |"
+    assert lines[0].startswith(header)
+    assert lines[1].startswith(f"{'| --- ' * 9}| ---: |") and lines[1].endswith("| ---: | --- |")
+    same = "sim | llama31_8b | a100_sxm4_80g | 2p2d | sharegpt | poisson | paper"
+    assert lines[3].startswith(f"| {same} | 60 | voltana | 1 | 150.0 | - | 3409.091 |")
+    assert lines[3].endswith("| 250/720/810/882 | 30.0/30.0/30.0/30.0 | 550/1020/1110/1182 | 4/0 | - |")
+    assert lines[5:] == [
+        "No run of static_max at rps=60: no saving there.",
+        "",
+        "All rows: duration_s=120 engine=reference seed=13.",
+    ]
+
+
+@pytest.mark.parametrize("rps", [(50, 60), (50, 50)])
+def test_the_csv_of_any_runs_says_where_each_row_comes_from(
+    tmp_path: Path, write_run: WriteRun, rps: tuple[int, int]
+) -> None:
+    for index, rate in enumerate(rps):
+        write_run(str(index), ("static_max", "voltana")[index], rps=rate, model__name="qwen3_32b")
+    rows = list(csv.DictReader(StringIO(csv_text(compared(tmp_path)))))
+    told = ("source", "model", "gpu", "trace", "slo", "rps", "policy", "duration_s", "slo_ttft_ms", "slo_itl_ms")
+    assert [[row[key] for key in told] for row in rows] == [
+        ["sim", "qwen3_32b", "a100_sxm4_80g", "sharegpt", "paper", str(rate), policy, "120", "600.0", "60.0"]
+        for rate, policy in zip(rps, ("static_max", "voltana"), strict=True)
+    ]
+
+
+def test_records_of_earlier_versions_lack_some_numbers(tmp_path: Path, write_run: WriteRun) -> None:
+    folder = write_run("0", "static_max")
+    numbers = json.loads((folder / "summary.json").read_text())
+    del numbers["e2e_ms"], numbers["goodput_per_s"], numbers["ttft_ms"]["p95"], numbers["itl_ms"]["p95"]
+    (folder / "summary.json").write_text(json.dumps(numbers))
+    header, (row,) = text_rows(compared(tmp_path), "full")
+    shown = dict(zip(header, row, strict=True))
+    assert shown["goodput 1/s"] == "-"
+    assert shown["TTFT ms p50/p90/p95/p99"] == "250/720/-/882"
+    assert shown["E2E ms p50/p90/p95/p99"] == "-/-/-/-"
+    (cells,) = csv.DictReader(StringIO(csv_text(compared(tmp_path))))
+    assert cells["e2e_p50_ms"] == cells["goodput_per_s"] == "" != cells["ttft_p99_ms"]
+
+
+def test_two_seeds_have_a_mean_and_no_interval(tmp_path: Path, write_run: WriteRun) -> None:
+    for seed, energy in enumerate((100.0, 110.0)):
+        write_run(f"a{seed}", "static_max", energy, seed=seed)
+        write_run(f"b{seed}", "voltana", energy, seed=seed)
+    write_run("b2", "voltana", 111.0, seed=2)
+    comparison = compared(tmp_path)
+    header, (two, three) = text_rows(comparison, "short")
+    assert header[:3] == ["policy", "runs", "energy kJ"]
+    assert two[:3] == ["static_max", "2", "105.0"]
+    assert three[1] == "3" and three[2].startswith("107.0 ±")
+    assert "2 to 3 runs, ± 95 % confidence interval from 3 on" in comparison.notes[0]
+    first, _ = csv.DictReader(StringIO(csv_text(comparison)))
+    assert first["energy_kj_ci95"] == ""
+
+
+def test_starved_runs_are_marked(tmp_path: Path, write_run: WriteRun) -> None:
+    for index, (policy, reasons) in enumerate([("static_max", []), ("voltana", ["client lag p99 80 ms | 50"])]):
+        folder = write_run(str(index), policy, source="live")
+        numbers = json.loads((folder / "summary.json").read_text())
+        (folder / "summary.json").write_text(json.dumps({**numbers, "starved": reasons}))
+    comparison = compared(tmp_path)
+    assert [row[0] for row in text_rows(comparison, "short")[1]] == ["static_max", "voltana *"]
+    assert comparison.notes[-1].startswith("* starved") and "voltana: client lag p99 80 ms" in comparison.notes[-1]
+    assert [row["starved"] for row in csv.DictReader(StringIO(csv_text(comparison)))] == [
+        "",
+        "client lag p99 80 ms | 50",
+    ]
+    lines = markdown(comparison, "short").splitlines()
+    assert lines[3].endswith(r"| client lag p99 80 ms \| 50 |")
+    (folder / "summary.json").write_text(json.dumps({**numbers, "starved": "yes"}))
+    with pytest.raises(UserError, match="starved: found 'yes', allowed: a list of texts"):
+        compared(tmp_path)
+
+
+USERS_OWN = "_a[red]b*c|d\ne:smile:$x$ <b>"
+
+
+def test_text_of_the_user_is_no_markup(tmp_path: Path, write_run: WriteRun, capsys: pytest.CaptureFixture[str]) -> None:
+    write_run("0", USERS_OWN, trace__name="[bold]")
+    write_run("1", USERS_OWN, trace__name=":tada:")
+    comparison = compared(tmp_path, USERS_OWN)
+    print_table("[b]:smile:", rich_table(comparison, "short"), ["[i]:x:"])
+    out = capsys.readouterr().out
+    for text in ("[b]:smile:", "[i]:x:", "[bold]", ":tada:", "_a[red]b*c|d e:smile:$x$ <b>"):
+        assert text in out
+    lines = markdown(comparison, "short").splitlines()
+    assert r"| \_a\[red\]b\*c\|d e:smile:\$x\$ \<b\> |" in lines[2]
+    assert len({len(re.findall(r"(?<!\\)\|", line)) for line in lines[:4]}) == 1
+    assert [row["policy"] for row in csv.DictReader(StringIO(csv_text(comparison), newline=""))] == [USERS_OWN] * 2
 
 
 def test_unknown_numbers_are_shown_as_absent(tmp_path: Path, write_run: WriteRun) -> None:

@@ -56,8 +56,11 @@ def test_a_run_computed_by_hand() -> None:
         "decode-0": InstanceTotals("decode", 200.0, 0),
     }
     found = builder.build(instances, wall_s=0.25)
-    assert found.pop("ttft_ms") == pytest.approx({"mean": 375, "p50": 350, "p90": 540, "p99": 594})
-    assert found.pop("itl_ms") == pytest.approx({"mean": 40, "p50": 40, "p90": 56, "p99": 59.6})
+    assert found.pop("ttft_ms") == pytest.approx({"mean": 375, "p50": 350, "p90": 540, "p95": 570, "p99": 594})
+    assert found.pop("itl_ms") == pytest.approx({"mean": 40, "p50": 40, "p90": 56, "p95": 58, "p99": 59.6})
+    e2e_ms = {"mean": 1325, "p50": 800, "p90": 2680, "p95": 3040, "p99": 3328}  # of 300, 600, 1000 and 3400
+    assert found.pop("e2e_ms") == pytest.approx(e2e_ms)
+    assert found.pop("goodput_per_s") == pytest.approx(2 / 4.4)
     assert found.pop("throughput") == pytest.approx({"requests_per_s": 4 / 4.4, "output_tokens_per_s": 84 / 4.4})
     assert found.pop("mean_power_w") == pytest.approx(100)
     assert found.pop("duration_s") == pytest.approx(4.4)
@@ -139,8 +142,9 @@ def test_the_end_may_be_after_the_last_request() -> None:
 @pytest.mark.parametrize("rows", [[], [lost(FAILED)], [lost(UNFINISHED)]])
 def test_what_cannot_be_known_is_null_not_zero(rows: list[RequestRow]) -> None:
     found = summarise(*rows)
-    unknown = {"mean": None, "p50": None, "p90": None, "p99": None}
-    assert found["ttft_ms"] == found["itl_ms"] == unknown
+    unknown = {"mean": None, "p50": None, "p90": None, "p95": None, "p99": None}
+    assert found["ttft_ms"] == found["itl_ms"] == found["e2e_ms"] == unknown
+    assert found["goodput_per_s"] is None
     assert found["token_itl_attainment"] is None
     assert found["energy_per_request_j"] is None
     assert found["energy_per_output_token_j"] is None
@@ -156,7 +160,7 @@ def test_one_token_answers_have_no_itl_and_meet_its_objective() -> None:
 
 def test_keys_of_the_design_are_all_there() -> None:
     keys = """source requests duration_s slo ttft_attainment itl_attainment token_itl_attainment joint_attainment
-        ttft_ms itl_ms energy_j energy_per_request_j energy_per_output_token_j mean_power_w throughput
+        ttft_ms itl_ms e2e_ms goodput_per_s energy_j energy_per_request_j energy_per_output_token_j mean_power_w throughput
         clock_changes policy"""
     assert set(keys.split()) <= set(summarise())
 
@@ -199,7 +203,7 @@ def test_percentiles_are_those_of_the_requests(rows: list[RequestRow]) -> None:
     ttft_ms = [1e3 * row.ttft_s for row in rows if row.ttft_s is not None]
     found = summarise(*rows)["ttft_ms"]
     if ttft_ms:
-        assert found["p50"] <= found["p90"] <= found["p99"] <= max(ttft_ms) * (1 + 1e-12)
+        assert found["p50"] <= found["p90"] <= found["p95"] <= found["p99"] <= max(ttft_ms) * (1 + 1e-12)
         assert [found["mean"], found["p50"]] == pytest.approx([np.mean(ttft_ms), np.median(ttft_ms)])
 
 
@@ -208,7 +212,7 @@ def test_percentiles_are_those_of_the_requests(rows: list[RequestRow]) -> None:
 def test_the_order_of_the_ends_does_not_matter(rows: list[RequestRow], instances: dict[str, InstanceTotals]) -> None:
     forward, backward = (summarise(*each, instances=instances) for each in (rows, rows[::-1]))
     for found in (forward, backward):
-        for name in ("ttft_ms", "itl_ms"):
+        for name in ("ttft_ms", "itl_ms", "e2e_ms"):
             found[name] = {key: value and round(value, 6) for key, value in found[name].items()}
     assert forward == backward
 
