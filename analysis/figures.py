@@ -8,19 +8,23 @@ request rate, or against whatever else was swept. `tradeoff` sets energy against
 from __future__ import annotations
 
 import csv
+import difflib
 import io
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from analysis import style
+from analysis.labels import Point, label_piles
 from analysis.runs import Run, RunSet, flat_config
-from analysis.tables import Estimate, compare, estimate
+from analysis.tables import LEAST_FOR_INTERVAL, Estimate, Row, compare, estimate
 from voltana.errors import UserError
 from voltana.files import write_whole
 
 if TYPE_CHECKING:
+    from matplotlib.artist import Artist
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
@@ -29,6 +33,9 @@ if TYPE_CHECKING:
 _FORMATS = {".png": {}, ".pdf": {"CreationDate": None}, ".svg": {"Date": None}}
 _MOST_PANELS = 6
 _FEW_CLOCKS = 2
+_LEAST_SPAN = 10.0
+"""Points of attainment or % of energy: what the axes of `tradeoff` span at least, so that a small step looks small."""
+_LONGEST_LABEL = 60
 RATE = "rps"
 _LABELS = {
     RATE: "Request rate (1/s)",
@@ -93,7 +100,8 @@ def save(figure: Figure, path: Path) -> None:
 def curves(runs: RunSet, published: str | None = None, x: str = RATE) -> Figure:
     """Attainments and energy against request rate: a column per model and trace, a line per policy.
 
-    Repetitions give the mean and, as a band, its 95 % confidence interval.
+    Three repetitions and more give the mean and, as a band, its 95 % confidence interval; two give the mean and a
+    whisker from one to the other.
 
     Args:
         runs: all with a value for `x`.
@@ -101,27 +109,29 @@ def curves(runs: RunSet, published: str | None = None, x: str = RATE) -> Figure:
         x: the configuration key on the axis. If it is not the request rate, every rate has a column of its own; words
             are set side by side.
     """
-    from matplotlib.figure import Figure
-
     axis_of = _Axis(x, runs)
     panels = _panels(runs, axis_of)
     points = _read_published(published, list(panels)) if published is not None else []
-    looks = style.lines(sorted({_line_name(run, axis_of) for run in runs.runs}, key=_usual_order))
+    names = sorted({_line_name(run, axis_of) for run in runs.runs}, key=_usual_order)
+    entries: dict[str, Artist] = {}
     with style.figure_style():
-        figure = Figure(figsize=(max(6.4, 1.0 + 2.7 * len(panels)), 6.4), layout="constrained")
+        figure = style.new_figure(max(6.4, 1.0 + 2.7 * len(panels)), 6.4)
         grid = figure.subplots(3, len(panels), sharex="col", squeeze=False)
         for column, (panel, members) in enumerate(panels.items()):
             axes = list(grid[:, column])
-            for name, look in looks.items():
-                _draw_line(axes, name, look, [run for run in members if _line_name(run, axis_of) == name], axis_of)
-            _draw_published(axes, looks, [point for point in points if _same_panel(point, panel)])
+            for name in names:
+                own = [run for run in members if _line_name(run, axis_of) == name]
+                entries.setdefault(name, _draw_line(axes, name, own, axis_of))
+            entries |= _draw_published(axes, names, [point for point in points if _same_panel(point, panel)])
             axes[0].set_title("\n".join(panel) if len(panels) > 1 else ", ".join(panel))
             axes[-1].set_xlabel(axis_of.label)
             if axis_of.words:
                 axes[-1].set_xticks(range(len(axis_of.words)), axis_of.words)
         for index, row in enumerate(_ROWS):
             _finish_row(list(grid[index]), row)
-        _legend(figure, list(grid[0]), bool(points))
+        _legend(figure, entries, bool(points))
+        repeated = {len(group) for group in _repetitions(runs.runs, axis_of)}
+        _footnote(figure, _spread_notes(repeated, "Bands") + _starved_notes(runs.runs))
     return figure
 
 
@@ -129,9 +139,15 @@ class _Axis:
     """The configuration key along the horizontal axis of `curves`."""
 
     def __init__(self, key: str, runs: RunSet) -> None:
+        flats = [flat_config(run.record) for run in runs.runs]
+        if not any(key in flat for flat in flats) and any(f"{key}.name" in flat for flat in flats):
+            key = f"{key}.name"
         self.key = key
         self.label = _LABELS.get(key, key)
-        found = [flat_config(run.record).get(key) for run in runs.runs]
+        lacking = [run.record.folder for run, flat in zip(runs.runs, flats, strict=True) if key not in flat]
+        if lacking:
+            raise UserError(f"x: found {key}, which {_who_lacks(lacking, runs, key, flats)}")
+        found = [flat[key] for flat in flats]
         self.words: list[str] = []
         """The values, if they are not all numbers."""
         if key != RATE and not all(isinstance(v, int | float) and not isinstance(v, bool) for v in found):
@@ -154,6 +170,18 @@ class _Axis:
         rate = flat_config(run.record).get(RATE)
         others = () if self.key == RATE or not isinstance(rate, int | float) else (f"{rate:g} requests/s",)
         return run.name("model"), run.name("trace"), *others
+
+
+def _who_lacks(lacking: Sequence[Path], runs: RunSet, key: str, flats: Sequence[Mapping[str, Any]]) -> str:
+    if len(lacking) < len(runs.runs):
+        return f"{lacking[0]} lacks, allowed: a configuration key of all runs"
+    keys = sorted({name for flat in flats for name in flat})
+    close = difflib.get_close_matches(key, keys, n=1)
+    varying = ", ".join(runs.keys) or "none"
+    return (
+        f"no run has, allowed: a configuration key; those that vary here: {varying}"
+        f"{f'; did you mean {close[0]}?' if close else ''}"
+    )
 
 
 def _panels(runs: RunSet, axis_of: _Axis) -> dict[tuple[str, ...], list[Run]]:
@@ -179,21 +207,78 @@ def _usual_order(name: str) -> tuple[int, str]:
     return (known.index(name) if name in known else len(known), name)
 
 
-def _draw_line(axes: Sequence[Axes], name: str, look: style.Line, runs: Sequence[Run], axis_of: _Axis) -> None:
+def _draw_line(axes: Sequence[Axes], name: str, runs: Sequence[Run], axis_of: _Axis) -> Artist:
+    look = style.line(name)
     places = sorted({axis_of.at(run) for run in runs})
+    starved = {axis_of.at(run) for run in runs if run.starved}
+    drawn: list[Artist] = []
     for axis, row in zip(axes, _ROWS, strict=True):
         found = {place: _mean([run for run in runs if axis_of.at(run) == place], row) for place in places}
-        points = [(place, value) for place, value in found.items() if value is not None]
-        means = [value.mean for _, value in points]
-        width = [value.ci95 or 0.0 for _, value in points]
-        x = [place for place, _ in points]
-        axis.plot(x, means, color=look.colour, marker=look.marker, label=name, clip_on=False, zorder=3)
-        if any(width) and len(x) == 1:
-            axis.errorbar(x, means, width, color=look.colour, fmt="none", elinewidth=1, capsize=2, zorder=2)
-        elif any(width):
-            low = [mean - half for mean, half in zip(means, width, strict=True)]
-            high = [mean + half for mean, half in zip(means, width, strict=True)]
-            axis.fill_between(x, low, high, color=look.colour, alpha=0.18, linewidth=0, zorder=1)
+        points = {place: value for place, value in found.items() if value is not None}
+        means = [value.mean for value in points.values()]
+        drawn += axis.plot(
+            list(points), means, color=look.colour, marker=look.marker, label=name, clip_on=False, zorder=3
+        )
+        hollow = {place: value.mean for place, value in points.items() if place in starved}
+        if hollow:
+            axis.plot(list(hollow), list(hollow.values()), linestyle="none", **_hollow(look), clip_on=False, zorder=4)
+        _draw_spread(axis, points, look)
+    return drawn[0]
+
+
+def _draw_spread(axis: Axes, points: Mapping[float, Estimate], look: style.Line) -> None:
+    """A band where every point has an interval; whiskers where some have, or where a point is the mean of two."""
+    told = {place: value for place, value in points.items() if value.n > 1}
+    if len(told) == len(points) > 1 and all(value.ci95 is not None for value in points.values()):
+        low, high = zip(*(_reach(value) for value in points.values()), strict=True)
+        axis.fill_between(list(points), low, high, color=look.colour, alpha=0.18, linewidth=0, zorder=1)
+        return
+    for place, value in told.items():
+        caps = 2 if value.n >= LEAST_FOR_INTERVAL else 0
+        axis.errorbar(
+            place, value.mean, _whisker(value), color=look.colour, fmt="none", elinewidth=1, capsize=caps, zorder=2
+        )
+
+
+def _reach(value: Estimate) -> tuple[float, float]:
+    """Where the interval of a mean begins and ends; of fewer than three, the least and the greatest."""
+    if value.ci95 is None:
+        return value.least, value.most
+    return value.mean - value.ci95, value.mean + value.ci95
+
+
+def _whisker(value: Estimate) -> tuple[tuple[float], tuple[float]] | None:
+    if value.n == 1:
+        return None
+    low, high = _reach(value)
+    return (value.mean - low,), (high - value.mean,)
+
+
+def _hollow(look: style.Line) -> dict[str, Any]:
+    return {"marker": look.marker, "markerfacecolor": "white", "markeredgecolor": look.colour}
+
+
+def _repetitions(runs: Sequence[Run], axis_of: _Axis) -> list[list[Run]]:
+    groups: dict[tuple[Any, ...], list[Run]] = {}
+    for run in runs:
+        groups.setdefault((_line_name(run, axis_of), axis_of.panel(run), axis_of.at(run)), []).append(run)
+    return list(groups.values())
+
+
+def _spread_notes(repeated: set[int], interval: str) -> list[str]:
+    """What is drawn beside a mean of so many runs."""
+    enough = sorted(number for number in repeated if number >= LEAST_FOR_INTERVAL)
+    notes = []
+    if enough:
+        seeds = f"{enough[0]}" if len(enough) == 1 else f"{enough[0]} to {enough[-1]}"
+        notes.append(f"{interval}: 95 % confidence interval of the mean over {seeds} seeds.")
+    if 2 in repeated:
+        notes.append("2 seeds: a whisker from one value to the other; two make no interval.")
+    return notes
+
+
+def _starved_notes(runs: Sequence[Run]) -> list[str]:
+    return ["Hollow: starved, the numbers are the machine's, not the policy's."] if any(r.starved for r in runs) else []
 
 
 def _mean(runs: Sequence[Run], row: _Row) -> Estimate | None:
@@ -201,15 +286,20 @@ def _mean(runs: Sequence[Run], row: _Row) -> Estimate | None:
     return estimate(number * row.scale for number in numbers if number is not None)
 
 
-def _draw_published(axes: Sequence[Axes], looks: Mapping[str, style.Line], points: Sequence[PublishedPoint]) -> None:
+def _draw_published(axes: Sequence[Axes], names: Sequence[str], points: Sequence[PublishedPoint]) -> dict[str, Artist]:
+    """Draw the points; what the legend has to tell of them."""
+    entries: dict[str, Artist] = {}
     for series in dict.fromkeys(point.series for point in points):
         policy = style.PUBLISHED.get(series, series)
-        colour = looks[policy].colour if policy in looks else style.lines([policy])[policy].colour
-        label = f"_{series}" if policy in looks else f"{policy}, published"
+        label = f"{policy}, published"
         chosen = sorted((point for point in points if point.series == series), key=lambda point: point.rps)
         for index, axis in enumerate(axes):
             x, y = [point.rps for point in chosen], [point.values[index] for point in chosen]
-            axis.plot(x, y, color=colour, linestyle=(0, (4, 2)), linewidth=1.3, alpha=0.85, label=label)
+            dashes: Any = {"linestyle": (0, (4, 2)), "linewidth": 1.3, "alpha": 0.85}
+            (drawn,) = axis.plot(x, y, color=style.line(policy).colour, label=label, **dashes)
+            if policy not in names:
+                entries[label] = drawn
+    return entries
 
 
 def _finish_row(axes: Sequence[Axes], row: _Row) -> None:
@@ -223,18 +313,31 @@ def _finish_row(axes: Sequence[Axes], row: _Row) -> None:
             axis.tick_params(labelleft=axis is axes[0])
 
 
-def _legend(figure: Figure, axes: Sequence[Axes], published: bool) -> None:
+def _legend(figure: Figure, entries: Mapping[str, Artist], published: bool = False) -> None:
     from matplotlib.lines import Line2D
 
-    entries: dict[str, Any] = {}
-    for axis in axes:
-        entries |= {str(label): handle for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)}
+    shown = {textwrap.fill(" ".join(label.split()), _LONGEST_LABEL): artist for label, artist in entries.items()}
     if published:
-        entries["published"] = Line2D([], [], color="#7F7F7F", linestyle=(0, (4, 2)), linewidth=1.3)
-    labels = list(entries)
+        shown["published"] = Line2D([], [], color="#7F7F7F", linestyle=(0, (4, 2)), linewidth=1.3)
     room = int(figure.get_figwidth() * 11)
-    columns = max(1, min(len(labels), room // (max(map(len, labels)) + 6)))
-    figure.legend(list(entries.values()), labels, loc="outside upper center", ncols=columns)
+    widest = max(len(line) for label in shown for line in label.splitlines())
+    columns = max(1, min(len(shown), room // (widest + 6)))
+    places = [str(number) for number in range(len(shown))]
+    legend = figure.legend(list(shown.values()), places, loc="outside upper center", ncols=columns)
+    for text, label in zip(legend.get_texts(), shown, strict=True):
+        text.set_text(label)  # handed to the legend itself, one with a leading underscore would be left out
+
+
+def _footnote(figure: Figure, notes: Sequence[str]) -> None:
+    """Small lines at the bottom, below all axes."""
+    if not notes:
+        return
+    lines = [line for note in notes for line in textwrap.wrap(note, int(figure.get_figwidth() * 15))]
+    height = (0.14 * len(lines) + 0.06) / figure.get_figheight()
+    figure.text(0.01, height / 2, "\n".join(lines), fontsize=7.5, color="#595959", va="center", in_layout=False)
+    layout = figure.get_layout_engine()
+    assert layout is not None
+    layout.set(rect=(0, height, 1, 1 - height))  # type: ignore[call-arg]
 
 
 def _read_published(path: str, panels: Sequence[tuple[str, ...]]) -> list[PublishedPoint]:
@@ -275,42 +378,67 @@ def _bare(name: str) -> str:
 def tradeoff(runs: RunSet, baseline: str) -> Figure:
     """Energy saved against requests that meet both objectives: a column per model, trace and rate, a point per policy.
 
-    Up and to the right is better. Repetitions give the mean and its 95 % confidence interval.
+    Up and to the right is better. Three repetitions and more give the mean and its 95 % confidence interval, two the
+    mean and a whisker from one to the other. Neither axis spans less than ten points, and markers that cover each other
+    are named.
 
     Args:
         runs: at least one of the baseline in every column.
         baseline: the policy whose energy the others save.
     """
-    from matplotlib.figure import Figure
-
     panels = _panels(runs, _Axis("policy.name", runs))
-    looks = style.lines(sorted(runs.policies(), key=_usual_order))
+    rows = {panel: compare(replace(runs, runs=members), baseline).rows for panel, members in panels.items()}
     with style.figure_style():
-        figure = Figure(figsize=(max(6.4, 1.0 + 3.3 * len(panels)), 5.2), layout="constrained")
-        for axis, (panel, members) in zip(
-            figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True
-        ):
-            rows = compare(replace(runs, runs=members), baseline).rows
-            for row in rows:
-                saved, met = row.values["saving_pct"], row.values["joint_attainment_pct"]
-                if saved is not None and met is not None:
-                    look = looks[row.policy]
-                    axis.errorbar(
-                        saved.mean,
-                        met.mean,
-                        met.ci95,
-                        saved.ci95,
-                        color=look.colour,
-                        fmt=look.marker,
-                        label=row.policy,
-                        elinewidth=1,
-                        markersize=7,
-                    )
+        figure = style.new_figure(max(6.4, 1.0 + 3.3 * len(panels)), 5.2)
+        grid = figure.subplots(1, len(panels), squeeze=False)[0]
+        drawn = [_draw_points(axis, rows[panel]) for axis, panel in zip(grid, panels, strict=True)]
+        for axis, panel in zip(grid, panels, strict=True):
             axis.set_title("\n".join(panel))
-        figure.supxlabel(f"Energy saved against {baseline} (%)", fontsize="medium")
-        figure.axes[0].set_ylabel("Requests that meet both objectives (%)")
-        _legend(figure, figure.axes, published=False)
+            axis.set_xlabel(textwrap.fill(f"Energy saved against {baseline} (%)", 40))
+        grid[0].set_ylabel("Requests that meet both objectives (%)")
+        entries = {name: artist for each in drawn for name, (artist, _) in each.items()}
+        _legend(figure, {name: entries[name] for name in sorted(entries, key=_usual_order)})
+        repeated = {row.runs for each in rows.values() for row in each}
+        _footnote(figure, _spread_notes(repeated, "Bars") + _starved_notes(runs.runs))
+        for axis, each in zip(grid, drawn, strict=True):
+            label_piles(axis, [point for _, point in each.values()])
     return figure
+
+
+def _draw_points(axis: Axes, rows: Sequence[Row]) -> dict[str, tuple[Any, Point]]:
+    """A point per policy, named if the panel has more than one setting."""
+    drawn: dict[str, tuple[Any, Point]] = {}
+    for row in rows:
+        saved, met = row.values["saving_pct"], row.values["joint_attainment_pct"]
+        if saved is None or met is None:
+            continue
+        look = style.line(row.policy)
+        kind = _hollow(look) if row.starved else {"marker": look.marker}
+        bars: dict[str, Any] = {"xerr": _whisker(saved), "yerr": _whisker(met), "elinewidth": 1, "markersize": 7}
+        artist = axis.errorbar(
+            saved.mean, met.mean, color=look.colour, linestyle="none", label=row.policy, **bars, **kind
+        )
+        drawn[row.policy] = (
+            artist.lines[0],
+            Point(row.policy, look.colour, (saved.mean, met.mean), _reach(saved), _reach(met)),
+        )
+    if drawn:
+        points = [point for _, point in drawn.values()]
+        axis.set_xlim(_span([end for point in points for end in point.x_reach]))
+        axis.set_ylim(_span([end for point in points for end in point.y_reach], most=100))
+    return drawn
+
+
+def _span(values: Sequence[float], most: float | None = None) -> tuple[float, float]:
+    """Limits of an axis around these values, `_LEAST_SPAN` apart or more; `most` can be reached, not passed."""
+    low, high = min(values), max(values)
+    margin = 0.06 * max(high - low, _LEAST_SPAN)
+    widen = max(margin, (_LEAST_SPAN - (high - low)) / 2)
+    low, high = low - widen, high + widen
+    if most is not None and high > most:
+        high = most + margin / 3
+        low = min(low, high - _LEAST_SPAN)
+    return low, high
 
 
 def timeline(runs: RunSet, window: Any = None) -> Figure:
@@ -322,8 +450,6 @@ def timeline(runs: RunSet, window: Any = None) -> Figure:
         runs: exactly one run.
         window: seconds to show, `[from, to]`; the whole run by default.
     """
-    from matplotlib.figure import Figure
-
     from analysis.timeline import read_timeline
 
     if len(runs.runs) != 1:
@@ -332,7 +458,7 @@ def timeline(runs: RunSet, window: Any = None) -> Figure:
     instances = read_timeline(run, window)
     with style.figure_style():
         height = 1.0 + max(0.9, 1.5 - 0.1 * len(instances)) * len(instances)
-        figure = Figure(figsize=(10.5, height), layout="constrained")
+        figure = style.new_figure(10.5, height)
         grid = figure.subplots(len(instances), 3, sharex=True, squeeze=False)
         for index, (instance, series) in enumerate(instances.items()):
             for axis, quantity in zip(grid[index], series, strict=True):
@@ -350,7 +476,9 @@ def timeline(runs: RunSet, window: Any = None) -> Figure:
 def _run_title(run: Run) -> str:
     rate = flat_config(run.record).get(RATE)
     parts = [run.policy, run.name("model"), run.name("trace"), *([f"{rate:g} requests/s"] if rate else [])]
-    return ", ".join([*parts, *(["unfinished"] if run.record.unfinished else [])])
+    return ", ".join(
+        [*parts, *(["unfinished"] if run.record.unfinished else []), *(["starved"] if run.starved else [])]
+    )
 
 
 def _draw_steps(axis: Axes, series: Series) -> None:

@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import AbstractContextManager
-from typing import Any, NamedTuple
+import colorsys
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import chdir, contextmanager
+from hashlib import blake2b
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+Marker = str | tuple[int, int, float]
+"""As of matplotlib: a letter, or number of sides, style (0: polygon, 1: star) and angle."""
 
 
 class Line(NamedTuple):
     """A policy's colour and marker."""
 
     colour: str
-    marker: str
+    marker: Marker
 
 
 # Colours: Okabe and Ito, "Color Universal Design" (2008), then Tol, "Colour Schemes" (2021), muted.
@@ -21,6 +32,7 @@ POLICIES = {
     "voltana": Line("#D55E00", "o"),
     "voltana_released": Line("#E69F00", "D"),
     "voltana_next": Line("#CC79A7", "*"),
+    "voltana_online": Line("#DDCC77", "o"),
     "best_static": Line("#56B4E9", "^"),
     "governor": Line("#009E73", "P"),
     "oracle": Line("#8C8C8C", "X"),
@@ -30,11 +42,34 @@ POLICIES = {
     "agft": Line("#332288", "h"),
     "dualscale": Line("#AA4499", "d"),
     "power_cap": Line("#661100", "8"),
+    "polca": Line("#44AA99", "H"),
+    "ecofreq_decode": Line("#44AA99", "o"),
+    "ecofreq_only": Line("#CC6677", "o"),
+    "ecofreq_prefill": Line("#88CCEE", "o"),
+    "levels_3": Line("#CC6677", "s"),
+    "levels_5": Line("#88CCEE", "s"),
+    "levels_15mhz": Line("#44AA99", "s"),
+    "next_routing": Line("#88CCEE", "D"),
+    "next_levels": Line("#44AA99", "D"),
+    "next_online": Line("#CC6677", "D"),
+    "offline": Line("#44AA99", "v"),
+    "online": Line("#CC6677", "v"),
+    "window_0.1s": Line("#44AA99", "^"),
+    "window_0.5s": Line("#CC6677", "^"),
+    "window_1s": Line("#88CCEE", "^"),
+    "window_5s": Line("#DDCC77", "^"),
 }
-_OTHERS = (
-    *(Line(colour, "o") for colour in ("#44AA99", "#CC6677", "#88CCEE", "#DDCC77")),
-    *(Line(colour, "s") for colour in ("#44AA99", "#CC6677", "#88CCEE", "#DDCC77")),
+"""Those that are shipped, in the order of a legend. All others get markers that none of these has: `line`."""
+
+_OTHER_MARKERS: tuple[Marker, ...] = (
+    *((sides, 1, 0.0) for sides in (3, 4, 6, 8)),  # stars
+    (3, 0, 30.0),
+    (4, 0, 22.5),
+    (5, 0, 36.0),
+    (3, 1, 180.0),
+    (4, 1, 45.0),
 )
+_HUES = 24
 
 PHASES = {"prefill": "#0072B2", "decode": "#D55E00"}
 INK = "#262626"
@@ -63,20 +98,54 @@ _RC: Any = {
     "lines.markersize": 5,
     "pdf.fonttype": 42,
     "svg.hashsalt": "voltana",
+    "text.parse_math": False,  # a dollar sign in a label is one
     "text.color": INK,
     "xtick.color": "#595959",
     "ytick.color": "#595959",
 }
 
 
-def lines(names: Sequence[str]) -> dict[str, Line]:
-    """A colour and marker for each line; a policy keeps its own, variants of it and unknown ones take the others."""
-    spare = iter(_OTHERS * (1 + len(names) // len(_OTHERS)))
-    return {name: POLICIES[name] if name in POLICIES else next(spare) for name in names}
+def line(name: str) -> Line:
+    """The colour and marker of a policy: its own if it is shipped, else told by its name alone."""
+    if name in POLICIES:
+        return POLICIES[name]
+    hashed = int.from_bytes(blake2b(name.encode(errors="replace"), digest_size=8).digest())
+    hashed, hue = divmod(hashed, _HUES)
+    hashed, dark = divmod(hashed, 2)
+    red, green, blue = colorsys.hls_to_rgb(hue / _HUES, (0.44, 0.3)[dark], 0.65)
+    colour = "#" + "".join(f"{round(255 * part):02X}" for part in (red, green, blue))
+    return Line(colour, _OTHER_MARKERS[hashed % len(_OTHER_MARKERS)])
 
 
-def figure_style() -> AbstractContextManager[None]:
-    """The settings of matplotlib under which a figure is built and saved."""
+def new_figure(width: float, height: float) -> Figure:
+    """An empty figure, in inches; within `figure_style`."""
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+@contextmanager
+def figure_style() -> Iterator[None]:
+    """The settings of matplotlib under which a figure is built and saved; those of the user have no say."""
+    if "matplotlib" not in sys.modules:
+        with _without_settings():
+            import matplotlib
     import matplotlib
 
-    return matplotlib.rc_context(_RC)
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        matplotlib.rcParams.update(_RC)
+        yield
+
+
+@contextmanager
+def _without_settings() -> Iterator[None]:
+    """Nowhere for matplotlib to find a backend or a file of settings: a broken one would stop its import."""
+    kept = {name: os.environ.pop(name, None) for name in ("MPLBACKEND", "MATPLOTLIBRC")}
+    os.environ["MATPLOTLIBRC"] = os.devnull
+    try:
+        with chdir(Path(__file__).parent):  # it looks in the current folder first
+            yield
+    finally:
+        del os.environ["MATPLOTLIBRC"]
+        os.environ.update({name: value for name, value in kept.items() if value is not None})

@@ -1,5 +1,9 @@
 """What is drawn is what was recorded."""
 
+import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -7,7 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 from matplotlib.axes import Axes
+from matplotlib.collections import PolyCollection
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 
 from analysis.figures import curves, output_path, save, timeline, tradeoff
 from analysis.runs import load_runs
@@ -38,6 +44,11 @@ def legend(figure: Figure) -> list[str]:
     return [text.get_text() for text in found.get_texts()]
 
 
+def footnote(figure: Figure) -> str:
+    (found,) = figure.texts
+    return found.get_text()
+
+
 def test_curves_hold_the_summaries(tmp_path: Path, write_run: WriteRun) -> None:
     write_run("0", "voltana", 130, rps=60, requests={"ttft_s": [0.1, 0.9], "itl_s": 0.09})
     write_run("1", "voltana", 120, rps=50)
@@ -64,6 +75,116 @@ def test_curves_of_several_seeds_have_a_band(tmp_path: Path, write_run: WriteRun
     assert (heights.y0, heights.y1) == pytest.approx((110 - 24.841, 110 + 24.841), abs=1e-3)
 
 
+def test_two_seeds_are_no_interval(tmp_path: Path, write_run: WriteRun) -> None:
+    for rps in (50, 60):
+        for seed, energy in enumerate((100.0, 110.0)):
+            write_run(f"{rps}_{seed}", "voltana", energy, rps=rps, seed=seed)
+            write_run(f"{rps}_{seed}_base", "static_max", 200.0, rps=rps, seed=seed)
+    figure = curves(load_runs([tmp_path]))
+    energy_axis = figure.axes[2]
+    assert not [each for each in energy_axis.collections if isinstance(each, PolyCollection)]
+    reaches = [bar.get_segments()[0][:, 1].tolist() for bar in energy_axis.collections]
+    assert [100.0, 110.0] in reaches
+    assert footnote(figure) == "2 seeds: a whisker from one value to the other; two make no interval."
+    first = tradeoff(load_runs([tmp_path]), "static_max")
+    bars = {c.get_label(): c.lines[2] for c in first.axes[0].containers}["voltana"]
+    assert bars[0].get_segments()[0][:, 0].tolist() == pytest.approx([45, 50])
+    assert "2 seeds" in footnote(first)
+
+
+def test_starved_points_are_hollow(tmp_path: Path, write_run: WriteRun) -> None:
+    for index, (policy, rps) in enumerate([("static_max", 50), ("voltana", 50), ("voltana", 60)]):
+        folder = write_run(str(index), policy, rps=rps, source="live")
+        numbers = json.loads((folder / "summary.json").read_text())
+        reasons = ["client lag"] if (policy, rps) == ("voltana", 60) else []
+        (folder / "summary.json").write_text(json.dumps({**numbers, "starved": reasons}))
+    figure = curves(load_runs([tmp_path]))
+    hollow = [line for line in figure.axes[0].get_lines() if line.get_markerfacecolor() == "white"]
+    assert [line.get_xdata().tolist() for line in hollow] == [[60]]
+    assert footnote(figure).startswith("Hollow: starved")
+    scatter = tradeoff(load_runs([tmp_path / "0", tmp_path / "1"]), "static_max")
+    assert not scatter.texts
+    write_run("3", "static_max", rps=60, source="live")
+    scatter = tradeoff(load_runs([tmp_path]), "static_max")
+    faces = {c.get_label(): c.lines[0].get_markerfacecolor() for c in scatter.axes[1].containers}
+    assert faces["voltana"] == "white" != faces["static_max"]
+    assert footnote(scatter).startswith("Hollow: starved")
+
+
+def test_text_of_the_user_is_no_markup_in_figures(tmp_path: Path, write_run: WriteRun) -> None:
+    name = r"_x$\frac{$ [b]%"
+    write_run("0", name, rps=50, trace__name="$_")
+    figure = curves(load_runs([tmp_path]))
+    assert legend(figure) == [name]
+    for ending in ("png", "svg"):
+        save(figure, tmp_path / f"a.{ending}")
+    assert legend(tradeoff(load_runs([tmp_path]), name)) == [name]
+
+
+@pytest.mark.parametrize("x", ["foo", "slo.scael"])
+def test_curves_over_a_key_that_no_run_has(tmp_path: Path, write_run: WriteRun, x: str) -> None:
+    for index, scale in enumerate((0.5, 1.0)):
+        write_run(str(index), "voltana", slo__scale=scale)
+    with pytest.raises(UserError) as told:
+        curves(load_runs([tmp_path]), x=x)
+    message = f"x: found {x}, which no run has, allowed: a configuration key; those that vary here: slo.scale"
+    assert str(told.value) == message + ("; did you mean slo.scale?" if x != "foo" else "")
+
+
+def test_curves_over_a_key_that_one_run_lacks(tmp_path: Path, write_run: WriteRun) -> None:
+    write_run("0", "voltana", slo__scale=0.5)
+    lacking = write_run("1", "voltana")
+    with pytest.raises(UserError, match=f"x: found slo.scale, which {lacking} lacks, allowed: "):
+        curves(load_runs([tmp_path]), x="slo.scale")
+
+
+def test_a_group_on_the_axis_may_be_named_by_itself(tmp_path: Path, write_run: WriteRun) -> None:
+    write_run("0", "voltana", cluster__name="1p3d")
+    write_run("1", "voltana", cluster__name="2p2d")
+    energy = curves(load_runs([tmp_path]), x="cluster").axes[-1]
+    assert [tick.get_text() for tick in energy.get_xticklabels()] == ["1p3d", "2p2d"]
+
+
+def test_half_a_point_is_no_collapse(tmp_path: Path, write_run: WriteRun) -> None:
+    write_run("0", "static_max", 200, requests={"ttft_s": [0.1] * 200})
+    write_run("1", "voltana", 199, requests={"ttft_s": [0.1] * 199 + [0.9]})
+    (axis,) = tradeoff(load_runs([tmp_path]), "static_max").axes
+    (low, high), (left, right) = axis.get_ylim(), axis.get_xlim()
+    assert high - low >= 10 <= right - left
+    assert low < 99.5 < 100 <= high < 101
+
+
+def test_markers_that_cover_each_other_are_named(tmp_path: Path, write_run: WriteRun) -> None:
+    for index, (policy, energy) in enumerate([("static_max", 200), ("a", 150), ("b", 150.2), ("c", 149.9)]):
+        write_run(str(index), f"mine {policy}", energy)
+    figure = tradeoff(load_runs([tmp_path]), "mine static_max")
+    (axis,) = figure.axes
+    assert sorted(text.get_text() for text in axis.texts) == ["a", "b", "c"]
+    figure.draw_without_rendering()
+    boxes = [Text.get_window_extent(text) for text in axis.texts]
+    inside = axis.get_window_extent()
+    markers = [axis.transData.transform(c.lines[0].get_xydata()[0]) for c in axis.containers]
+    for index, box in enumerate(boxes):
+        assert inside.x0 <= box.x0 and box.x1 <= inside.x1 and inside.y0 <= box.y0 and box.y1 <= inside.y1
+        assert not any(box.padded(-1).overlaps(other) for other in boxes[:index])
+        assert not any(box.contains(*marker) for marker in markers)
+
+
+@pytest.mark.parametrize("kind", ["curves", "tradeoff"])
+def test_settings_of_the_user_change_no_figure(tmp_path: Path, write_run: WriteRun, kind: str) -> None:
+    write_run("runs/0", "voltana")
+    write_run("runs/1", "static_max")
+    own = tmp_path / "own"
+    own.mkdir()
+    (own / "matplotlibrc").write_bytes(b"text.usetex: True\nlines.linewidth: 9\nsavefig.dpi: 30\nfont.size: 30\n\xff")
+    command = [Path(sys.executable).with_name("voltana-plot"), f"runs={tmp_path / 'runs'}", f"figure={kind}"]
+    surroundings = {"MPLBACKEND": "no_such_backend", "TZ": "Asia/Kathmandu", "LC_ALL": "C", "PYTHONUTF8": "0"}
+    for folder, extra in ((tmp_path, {}), (own, {**surroundings, "PYTHONCOERCECLOCALE": "0"})):
+        done = subprocess.run(command, cwd=folder, env={**os.environ, **extra}, capture_output=True, text=True)
+        assert (done.returncode, done.stderr) == (0, "")
+    assert (tmp_path / f"{kind}.png").read_bytes() == (own / f"{kind}.png").read_bytes()
+
+
 def test_a_column_per_model_and_trace(tmp_path: Path, write_run: WriteRun) -> None:
     write_run("0", "voltana", 10, model__name="qwen3_32b")
     write_run("1", "voltana", 20, trace__name="lmsys")
@@ -84,8 +205,8 @@ def test_published_points_in_the_colour_of_their_policy(tmp_path: Path, write_ru
     write_run("runs/0", "voltana", rps=50)
     figure = curves(load_runs([tmp_path / "runs"]), str(table))
     assert points(figure.axes[0], "static_max, published") == [(50, 98), (60, 97)]
-    assert points(figure.axes[2], "_voltanallm") == [(50, 110)]
-    dashed = line(figure.axes[2], "_voltanallm")
+    assert points(figure.axes[2], "voltana, published") == [(50, 110)]
+    dashed = line(figure.axes[2], "voltana, published")
     assert dashed.get_color() == POLICIES["voltana"].colour
     assert dashed.is_dashed()
     assert legend(figure) == ["voltana", "static_max, published", "published"]
