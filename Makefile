@@ -53,13 +53,16 @@ bench: $(READY)  ## how fast the simulator is
 check: lint types test
 
 $(VENV)/bin/python:
+	@echo "Making the environment $(VENV) ..."
 	$(PYTHON) -m venv $(VENV)
 
 $(READY): pyproject.toml constraints.txt | $(VENV)/bin/python
+	@echo "Installing voltana and what it needs into $(VENV); this takes about half a minute ..."
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .
 	@touch $@
 
 $(DEV): pyproject.toml constraints.txt | $(VENV)/bin/python
+	@echo "Installing voltana and its development tools into $(VENV); this takes about a minute ..."
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $@ $(READY)
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from voltana.cli import hydra_command
 from voltana.errors import UserError
+from voltana.help import wants_help
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -22,10 +23,11 @@ def simulate() -> None:
     """voltana-sim: one simulated run, or a sweep with -m."""
     for library in ("OPENBLAS", "OMP", "MKL"):
         os.environ.setdefault(f"{library}_NUM_THREADS", "1")  # sweeps use the cores for runs; one run needs one
-    from hydra.core.plugins import Plugins
-    from hydra_plugins.voltana import ProcessLauncher
+    if not wants_help(sys.argv[1:]):  # which is told sooner without Hydra
+        from hydra.core.plugins import Plugins
+        from hydra_plugins.voltana import ProcessLauncher
 
-    Plugins.instance().register(ProcessLauncher)  # Hydra's own search does not see editable installs
+        Plugins.instance().register(ProcessLauncher)  # Hydra's own search does not see editable installs
     hydra_command("sim", _simulate, program="voltana-sim")()
 
 

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 import voltana
 from voltana.errors import PolicyError, UserError, one_line
+from voltana.help import help_page, wants_help
 
 if TYPE_CHECKING:
     from hydra.errors import (
@@ -48,6 +49,9 @@ def hydra_command(
     def command() -> None:
         if "--version" in sys.argv[1:]:
             print(f"{program} {voltana.__version__}")
+            return
+        if wants_help(sys.argv[1:]):
+            print(help_page(program, config_name, config_path, sys.argv[1:]))
             return
         if os.environ.get(_FULL_ERROR) == "1":
             _App(run, program).start(config_path, config_name)

@@ -391,7 +391,7 @@ def test_replays_of_one_trace_are_told_by_its_rate(tmp_path: Path, write_run: Wr
     runs = load_runs([tmp_path])
     assert " rps=trace 2000 " in caption(runs)
     comparison = compare(runs, "static_max")
-    assert [row.values["saving_pct"] for row in comparison.rows] == [Estimate(0.0, None)] * 2
+    assert [row.values["saving_pct"] for row in comparison.rows] == [Estimate(0.0, None, 1, 0.0, 0.0)] * 2
     assert comparison.notes == [
         "Traces at their own times: trace 2000/s: 4 requests in 3.0 s of t.csv, 3 of 7 rows skipped."
     ]
