@@ -342,7 +342,7 @@ def _footnote(figure: Figure, notes: Sequence[str]) -> None:
 
 def _read_published(path: str, panels: Sequence[tuple[str, ...]]) -> list[PublishedPoint]:
     try:
-        with Path(path).open(newline="") as file:
+        with Path(path).open(encoding="utf-8", newline="") as file:
             rows = list(csv.DictReader(file))
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"published: {path}: {getattr(error, 'strerror', None) or 'not a text file'}") from error

@@ -19,8 +19,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from rich.console import Console
 from rich.table import Table
+
+from voltana.terminal import plain_console
 
 REPEATS = 5
 WORKLOAD = ("trace=lognormal", "arrival=poisson", "rps=8", "requests=2000", "duration_s=null", "seed=0")
@@ -152,12 +153,12 @@ def main() -> None:
     parser.add_argument("--decisions", action="store_true", help="microseconds per decision of every policy instead")
     arguments = parser.parse_args()
     if arguments.decisions:
-        Console().print(decisions_table())
+        plain_console().print(decisions_table())
         return
     table = Table("measurement", "value", "target", title=f"voltana on Python {sys.version.split()[0]}")
     for line in small_lines() + (scale_lines() if arguments.scale else []):
         table.add_row(*line)
-    Console().print(table)
+    plain_console().print(table)
 
 
 if __name__ == "__main__":

@@ -34,6 +34,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from voltana.errors import UserError
 from voltana.files import write_whole
 from voltana.state import Phase
+from voltana.terminal import plain_console
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -345,7 +346,6 @@ def percent(text: str) -> float:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Search, print, write."""
-    from rich.console import Console
 
     words = sys.argv[1:] if arguments is None else list(arguments)
     about, _, more = (__doc__ or "").partition("\n\n")
@@ -362,7 +362,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.environ.setdefault(f"{library}_NUM_THREADS", "1")  # the cores are for runs
     try:
         values = compose(chosen.overrides)
-        found = find(values, chosen.tolerance, chosen.target, chosen.lowest, Console(stderr=True))
+        found = find(values, chosen.tolerance, chosen.target, chosen.lowest, plain_console(stderr=True))
         if chosen.out is not None:
             command = shlex.join(["python", "-m", "sim.best_static", *without_out(words)])
             write_whole(chosen.out, policy_yaml(found, command))
@@ -372,7 +372,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("best_static: interrupted", file=sys.stderr)
         return 130
-    show(found, Console())
+    show(found, plain_console())
     return 0
 
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from voltana.cli import hydra_command
 from voltana.errors import UserError
 from voltana.help import wants_help
+from voltana.terminal import plain_console
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -62,11 +63,10 @@ def _simulate(config: DictConfig) -> None:
 @contextmanager
 def _arrival_progress(values: dict[str, Any]) -> Iterator[Callable[[float], None]]:
     """A bar over the time in which requests arrive, or over their number where that is all that bounds the run."""
-    from rich.console import Console
     from rich.progress import Progress
 
     duration, requests = values.get("duration_s"), values.get("requests")
-    console = Console(stderr=True)
+    console = plain_console(stderr=True)
     with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("simulating", total=duration or requests)
 
@@ -80,7 +80,6 @@ def _arrival_progress(values: dict[str, Any]) -> Iterator[Callable[[float], None
 
 
 def _print_run(values: dict[str, Any], summary: dict[str, Any], folder: Path) -> None:
-    from rich.console import Console
     from rich.table import Table
 
     from voltana.summary import arrivals_in_words, rate_in_words
@@ -113,7 +112,7 @@ def _print_run(values: dict[str, Any], summary: dict[str, Any], folder: Path) ->
         ("run record", str(_short(folder))),
     ):
         table.add_row(name, value)
-    Console().print(table)
+    plain_console().print(table)
 
 
 def _short(path: Path) -> Path:
@@ -158,7 +157,6 @@ def profile_plant(values: dict[str, Any], out: Path) -> None:
 
 
 def _fit(config: DictConfig) -> None:
-    from rich.console import Console
     from rich.table import Table
 
     from voltana.fitting import fit_ecopred, held_out_error
@@ -185,5 +183,5 @@ def _fit(config: DictConfig) -> None:
             table.add_row(
                 what, clock, phase, str(error["samples"]), f"{error['mae_ms']:.3f}", f"{error['mape_pct']:.2f}"
             )
-    Console().print(table)
+    plain_console().print(table)
     print(f"written to {out}")

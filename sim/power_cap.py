@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from voltana.cli import hydra_command
 from voltana.errors import UserError
 from voltana.files import write_whole
+from voltana.terminal import plain_console
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -173,7 +174,6 @@ def result_yaml(natural: Trial, chosen: Trial) -> str:
 
 
 def _print_table(trials: Sequence[Trial]) -> None:
-    from rich.console import Console
     from rich.table import Table
 
     natural = trials[0]
@@ -191,7 +191,7 @@ def _print_table(trials: Sequence[Trial]) -> None:
             f"{trial.itl_p99_ms:.1f}",
             "" if trial.keeps_up_with(natural) else "over",
         )
-    Console().print(table)
+    plain_console().print(table)
 
 
 if __name__ == "__main__":

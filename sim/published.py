@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 
 from sim.run import simulate
 from voltana.errors import UserError
+from voltana.terminal import plain_console
 
 CURVE = Path("paper") / "llama31_8b_sharegpt.csv"
 WORKLOAD = {"model": "Llama-3.1-8B", "dataset": "ShareGPT"}
@@ -232,10 +233,9 @@ def verdict_table(found: Sequence[Verdict]) -> str:
 @contextmanager
 def _progress(total: int) -> Iterator[Callable[[str], None]]:
     """Shows points as they end: a bar on a terminal, a line each elsewhere."""
-    from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-    console = Console(stderr=True, highlight=False)
+    console = plain_console(stderr=True)
     columns = (TextColumn("points"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("points", total=total)
@@ -246,7 +246,7 @@ def _progress(total: int) -> Iterator[Callable[[str], None]]:
             ended += 1
             bar.advance(task)
             if not console.is_terminal:
-                console.print(f"[{ended}/{total}] {name}", markup=False)
+                console.print(f"[{ended}/{total}] {name}")
 
         yield done
 

@@ -32,7 +32,7 @@ def main() -> int:
 
 def _read(path: Path) -> Mapping[str, object]:
     try:
-        values = yaml.safe_load(path.read_text())
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}") from error
     except yaml.YAMLError as error:

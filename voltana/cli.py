@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, NoReturn
 import voltana
 from voltana.errors import PolicyError, UserError, one_line
 from voltana.help import help_page, wants_help
+from voltana.terminal import take_any_text
 
 if TYPE_CHECKING:
     from hydra.errors import (
@@ -47,6 +48,7 @@ def hydra_command(
     """
 
     def command() -> None:
+        take_any_text()
         if "--version" in sys.argv[1:]:
             print(f"{program} {voltana.__version__}")
             return

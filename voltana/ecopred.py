@@ -155,7 +155,7 @@ class EcoPred:
             UserError: the file is missing or is not such a file.
         """
         try:
-            document = json.loads(path.read_text())
+            document = json.loads(path.read_text(encoding="utf-8"))
             if document["format"] != FORMAT or tuple(document["decode_bin_ends"]) != BIN_ENDS:
                 raise UserError(f"{path}: found format {document['format']!r}, allowed: {FORMAT!r} with its bins")
             rows = document["clocks"]

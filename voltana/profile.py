@@ -51,7 +51,7 @@ def read_profile(path: Path) -> list[Sample]:
         UserError: the file is missing, or a line is malformed (named by file and line).
     """
     try:
-        with path.open(newline="") as file:
+        with path.open(encoding="utf-8", newline="") as file:
             rows = csv.reader(file)
             header = tuple(next(rows, ()))
             if header != Sample._fields:

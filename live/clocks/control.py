@@ -99,7 +99,7 @@ class SimulatedControl:
     @contextmanager
     def open(self, gpus: Sequence[int], name: str, on_event: OnEvent | None = None) -> Iterator[ClockClient]:
         """Start the owner and connect; see `Control`."""
-        with tempfile.TemporaryFile("w") as settings:
+        with tempfile.TemporaryFile("w", encoding="utf-8") as settings:
             json.dump({**self._settings, "gpus": max(gpus) + 1}, settings)
             settings.flush()
             options = ["--simulate", f"/dev/fd/{settings.fileno()}", "--changes-per-s", str(self._changes_per_s)]
@@ -154,7 +154,7 @@ def started_owner(gpus: Sequence[int], options: Sequence[str], files: Sequence[i
     """
     with (
         tempfile.TemporaryDirectory(prefix="voltana-", ignore_cleanup_errors=True) as folder,
-        tempfile.TemporaryFile("w+") as words,
+        tempfile.TemporaryFile("w+", encoding="utf-8") as words,
     ):
         listed = ",".join(map(str, gpus))
         process = subprocess.Popen(

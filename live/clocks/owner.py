@@ -201,7 +201,7 @@ def _driver(options: argparse.Namespace) -> Driver:
 
 def _read_settings(path: Path) -> dict[str, object]:
     try:
-        settings = json.loads(path.read_text())
+        settings = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: cannot be read ({error}); allowed: JSON with gpu, model, engine, gpus") from error
     if not isinstance(settings, dict):

@@ -34,7 +34,7 @@ class TraceWriter:
     """
 
     def __init__(self, path: Path, gpus: Sequence[GpuInfo]) -> None:
-        self._file: TextIO = path.open("w", newline="")
+        self._file: TextIO = path.open("w", encoding="utf-8", newline="")
         for info in gpus:
             self._file.write(GPU_LINE + msgspec.json.encode(info).decode() + "\n")
         self._rows = csv.writer(self._file, lineterminator="\n")
@@ -62,7 +62,7 @@ def read_trace(path: Path) -> dict[int, tuple[GpuInfo, list[Reading]]]:
         UserError: no such file, or a line that does not fit; names the line.
     """
     try:
-        lines = path.read_text().splitlines()
+        lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be read ({error}); allowed: a recording of GPU power") from error
     gpus = {info.gpu: info for info in _gpu_lines(path, lines)}

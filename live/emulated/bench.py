@@ -168,7 +168,7 @@ def _cpu(cluster: EmulatedCluster) -> dict[str, float]:
     pids = {"client and controller": os.getpid()} | {each.name: each.pid for each in cluster.endpoints.values()}
     spent = {}
     for name, pid in pids.items():
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
         spent[name] = (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
     return spent
 

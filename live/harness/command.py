@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from voltana.cli import hydra_command
 from voltana.errors import UserError
+from voltana.terminal import plain_console
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -29,14 +30,13 @@ def _live(config: DictConfig) -> None:
     from importlib.util import find_spec
 
     from hydra.core.hydra_config import HydraConfig
-    from rich.console import Console
 
     from voltana.resolve import resolve
 
     missing = [name for name in NEEDED if find_spec(name) is None]
     if missing:
         raise UserError(f"voltana-live needs {', '.join(missing)}, allowed: after pip install 'voltana[live]'")
-    console = Console(stderr=True)
+    console = plain_console(stderr=True)
     logging.basicConfig(format="%(message)s", level=logging.INFO, stream=sys.stderr)
     folder = Path(HydraConfig.get().runtime.output_dir)
     summary = replay(resolve(config), folder, console)
@@ -93,7 +93,6 @@ def _arriving(config: LiveConfig) -> tuple[str, float | None]:
 
 def print_run(summary: dict[str, Any], folder: Path) -> None:
     """The numbers of a run as a table."""
-    from rich.console import Console
     from rich.table import Table
 
     table = Table(show_header=False, box=None)
@@ -101,7 +100,7 @@ def print_run(summary: dict[str, Any], folder: Path) -> None:
         table.add_row(name, value)
     shown = folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
     table.add_row("run record", str(shown))
-    Console().print(table)
+    plain_console().print(table)
 
 
 def _lines(summary: dict[str, Any]) -> list[tuple[str, str]]:

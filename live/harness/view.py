@@ -54,7 +54,7 @@ class View:
 
     def say(self, message: str) -> None:
         """One line."""
-        self._console.print(message, highlight=False, markup=False, soft_wrap=True)
+        self._console.print(message, soft_wrap=True)
 
     def show(
         self, now_s: float, progress: Progress, loads: Mapping[str, LoadSnapshot], powers_w: Mapping[str, float | None]

@@ -44,10 +44,10 @@ class Journal(Generic[Measured]):
         self.cells.append(measured)
 
     def _read(self, path: Path, about: dict[str, Any]) -> None:
-        lines = path.read_text().splitlines(keepends=True)
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
         whole = [line for line in lines if line.endswith("\n")]
         if len(whole) < len(lines):  # cut off while it was written
-            path.write_text("".join(whole))
+            path.write_text("".join(whole), encoding="utf-8")
         try:
             first, *rest = [json.loads(line) for line in whole]
             found = first["about"]

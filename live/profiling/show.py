@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Self
 
-from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from live.profiling.measure import Measured
 from live.profiling.roofline import Rates
+from voltana.terminal import plain_console
 
 
 class Show:
@@ -19,7 +19,7 @@ class Show:
     """
 
     def __init__(self, budget_s: float) -> None:
-        self._console = Console(highlight=False, soft_wrap=True)
+        self._console = plain_console(soft_wrap=True)
         self._bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -41,7 +41,7 @@ class Show:
 
     def line(self, text: str) -> None:
         """Print a line."""
-        self._console.print(text, markup=False)
+        self._console.print(text)
 
     def clock(self, clock_mhz: int, locked: bool, rates: Rates) -> None:
         """A clock begins."""

@@ -35,6 +35,7 @@ from voltana.record import RunRecord, refuse_another
 from voltana.record.provenance import already_there, changed
 from voltana.resolve import overwrite_of, resolve
 from voltana.sweeps import sweep_of
+from voltana.terminal import plain_console
 
 
 class _Job(NamedTuple):
@@ -68,7 +69,7 @@ class ProcessLauncher(Launcher):
             for i, overrides in enumerate(job_overrides)
         ]
         overwrite, sweep = overwrite_of(self._config), sweep_of(self._config.hydra.overrides)
-        console = Console(stderr=True, markup=False, highlight=False, soft_wrap=True)
+        console = plain_console(stderr=True, soft_wrap=True)
         console.print(f"{len(jobs)} runs on {self._workers} processes")
         todo = jobs if overwrite else _look_around(jobs, console)
         failures = self._run(todo, partial(work, overwrite=overwrite, sweep=sweep), console)
@@ -223,4 +224,4 @@ class _SweepProgress:
         self._ended += 1
         self._bar.advance(self._task)
         if not self._console.is_terminal:
-            self._console.print(f"[{self._ended}/{self._total}] {label}", markup=False, highlight=False)
+            self._console.print(f"[{self._ended}/{self._total}] {label}")

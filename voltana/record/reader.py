@@ -107,7 +107,7 @@ class RunRecord:
 
 def _parse(path: Path, parse: Any) -> Mapping[str, Any]:
     try:
-        loaded = parse(path.read_text())
+        loaded = parse(path.read_text(encoding="utf-8"))
     except (ValueError, yaml.YAMLError) as error:
         raise UserError(f"{path}: cannot be parsed: {' '.join(str(error).split())}") from error
     if not isinstance(loaded, Mapping):

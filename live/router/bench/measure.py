@@ -224,7 +224,7 @@ def cpu_s(pid: int) -> float:
     """CPU seconds of a process and its living and waited-for children, user and system."""
     total = 0
     for each in _family(pid):
-        numbers = Path(f"/proc/{each}/stat").read_text().rpartition(")")[2].split()
+        numbers = Path(f"/proc/{each}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
         total += sum(map(int, numbers[11:15]))
     return total * _TICK_S
 
@@ -233,6 +233,6 @@ def rss_mb(pid: int) -> float:
     """Resident memory of a process and its children, MB."""
     total = 0
     for each in _family(pid):
-        lines = Path(f"/proc/{each}/status").read_text().splitlines()
+        lines = Path(f"/proc/{each}/status").read_text(encoding="utf-8").splitlines()
         total += sum(int(line.split()[1]) for line in lines if line.startswith("VmRSS"))
     return total / 1000
