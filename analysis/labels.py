@@ -10,8 +10,6 @@ from typing import TYPE_CHECKING, NamedTuple
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.text import Annotation
-    from matplotlib.transforms import Bbox
-
 # All in points, 1/72 inch.
 _PILED = 9.0
 """Between the middles of markers of which one hides part of the other."""
@@ -23,10 +21,12 @@ _DIRECTIONS = 24
 _STEPS = 12
 """A line is looked at in so many places."""
 
-_OUTSIDE, _COVERS, _CROSSES = 1e4, 1e3, 30.0
-"""What a place costs, beside the distance, that is outside of the axes, covers something, or has a line over it."""
+_OUTSIDE, _COVERS, _CROSSES, _OVER_BAR = 1e4, 1e3, 40.0, 12.0
+"""What a place costs, beside its distance: outside of the axes; over a marker or names; with a line across a marker,
+names or another line; over the bar of a marker."""
 
 Spot = tuple[float, float]
+Way = tuple[Spot, Spot]
 
 
 class Point(NamedTuple):
@@ -39,16 +39,45 @@ class Point(NamedTuple):
     y_reach: Spot
 
 
+class _Box(NamedTuple):
+    x0: float
+    y0: float
+    x1: float
+    y1: float
+
+    def overlaps(self, other: _Box, margin: float = 0.0) -> bool:
+        wide = self.x0 - margin < other.x1 and other.x0 < self.x1 + margin
+        return wide and self.y0 - margin < other.y1 and other.y0 < self.y1 + margin
+
+    def contains(self, spot: Spot) -> bool:
+        return self.x0 < spot[0] < self.x1 and self.y0 < spot[1] < self.y1
+
+    def within(self, other: _Box) -> bool:
+        return other.x0 <= self.x0 and self.x1 <= other.x1 and other.y0 <= self.y0 and self.y1 <= other.y1
+
+
 class _Column(NamedTuple):
     """Where names could stand: their box in points, their right or left edge towards the pile, the names' order."""
 
-    box: Bbox
+    box: _Box
     edge: float
     order: list[int]
 
     def ends(self) -> list[Spot]:
         """Where the lines begin, one a name, from the top."""
         return [(self.edge, self.box.y1 - _ROW * (row + 0.5)) for row in range(len(self.order))]
+
+    def ways(self, spots: Sequence[Spot]) -> list[Way]:
+        """The lines, from the names to the markers."""
+        return [(end, spots[place]) for place, end in zip(self.order, self.ends(), strict=True)]
+
+
+class _Taken(NamedTuple):
+    """What is there already: markers and names, bars, lines."""
+
+    solid: list[_Box]
+    bars: list[_Box]
+    ways: list[Way]
 
 
 def label_piles(axis: Axes, points: Sequence[Point]) -> list[Annotation]:
@@ -61,14 +90,21 @@ def label_piles(axis: Axes, points: Sequence[Point]) -> list[Annotation]:
     if layout is not None:
         layout.execute(figure)
     middles = [_in_points(axis, point.at) for point in points]
-    taken = [box for point, middle in zip(points, middles, strict=True) for box in _boxes(axis, point, middle)]
+    taken = _Taken(
+        [_around(middle) for middle in middles],
+        [box for point, middle in zip(points, middles, strict=True) for box in _bars(axis, point, middle)],
+        [],
+    )
     names = _short([point.name for point in points])
+    scale = 72 / figure.dpi
+    inside = _Box(*(float(end) * scale for end in axis.get_window_extent().extents))
     labels: list[Annotation] = []
     for pile in _piles(middles):
         size = _widest(axis, [names[index] for index in pile]), _ROW * len(pile)
         spots = [middles[index] for index in pile]
-        column = min(_columns(spots, size), key=lambda each: _cost(axis, each, spots, taken))
-        taken.append(column.box)
+        column = min(_columns(spots, size), key=lambda each: _cost(inside, each, spots, taken))
+        taken.solid.append(column.box)
+        taken.ways.extend(column.ways(spots))
         for place, end in zip(column.order, column.ends(), strict=True):
             index = pile[place]
             side = "right" if column.edge == column.box.x1 else "left"
@@ -88,8 +124,6 @@ def _piles(middles: Sequence[Spot]) -> list[list[int]]:
 
 def _columns(spots: Sequence[Spot], size: Spot) -> Iterator[_Column]:
     """Places around a pile, left and right of it."""
-    from matplotlib.transforms import Bbox
-
     x, y = (sum(values) / len(spots) for values in zip(*spots, strict=True))
     for distance in _DISTANCES:
         for step in range(_DIRECTIONS):
@@ -97,41 +131,58 @@ def _columns(spots: Sequence[Spot], size: Spot) -> Iterator[_Column]:
             towards = 1 if math.cos(angle) >= 0 else -1
             edge = x + distance * math.cos(angle)
             middle = y + (distance + size[1] / 2) * math.sin(angle)
-            left = edge if towards > 0 else edge - size[0]
-            box = Bbox.from_bounds(left, middle - size[1] / 2, *size)
+            left, right = (edge, edge + size[0]) if towards > 0 else (edge - size[0], edge)
+            box = _Box(left, middle - size[1] / 2, right, middle + size[1] / 2)
             steepness = [math.atan2(spot[1] - middle, towards * (edge - spot[0])) for spot in spots]
             order = sorted(range(len(spots)), key=lambda at: (-steepness[at], at))
             yield _Column(box, edge, order)
 
 
-def _cost(axis: Axes, column: _Column, spots: Sequence[Spot], taken: Sequence[Bbox]) -> float:
-    own = [column.box.padded(2)]
-    inside = axis.get_window_extent().transformed(axis.figure.dpi_scale_trans.inverted())
-    whole = 72 * inside.x0 <= column.box.x0 and column.box.x1 <= 72 * inside.x1
-    whole = whole and 72 * inside.y0 <= column.box.y0 and column.box.y1 <= 72 * inside.y1
-    covered = sum(box.overlaps(each) for each in taken for box in own)
-    crossed = 0
-    for place, (x, y) in zip(column.order, column.ends(), strict=True):
-        to_x, to_y = spots[place]
-        way = [(x + (to_x - x) * step / _STEPS, y + (to_y - y) * step / _STEPS) for step in range(_STEPS)]
-        near = [math.dist(spot, (to_x, to_y)) < 2 * _PILED for spot in way]
-        crossed += sum(
-            any(box.contains(*spot) for spot, at_end in zip(way, near, strict=True) if not at_end) for box in taken
-        )
-    distance = math.dist((column.edge, (column.box.y0 + column.box.y1) / 2), spots[0])
-    return (not whole) * _OUTSIDE + covered * _COVERS + crossed * _CROSSES + distance
+def _cost(inside: _Box, column: _Column, spots: Sequence[Spot], taken: _Taken) -> float:
+    box = column.box
+    ways = column.ways(spots)
+    crossed = sum(_crosses(way, each) for way in ways for each in taken.solid)
+    crossed += sum(_cross(way, other) for way in ways for other in taken.ways)
+    middle = (box.y0 + box.y1) / 2
+    return (
+        (not box.within(inside)) * _OUTSIDE
+        + sum(box.overlaps(each, 2) for each in taken.solid) * _COVERS
+        + crossed * _CROSSES
+        + sum(box.overlaps(each) for each in taken.bars) * _OVER_BAR
+        + math.dist((column.edge, middle), [sum(values) / len(spots) for values in zip(*spots, strict=True)])
+    )
 
 
-def _boxes(axis: Axes, point: Point, middle: Spot) -> list[Bbox]:
-    """What a marker and its bars cover."""
-    from matplotlib.transforms import Bbox
+def _crosses(way: Way, box: _Box) -> bool:
+    """Whether a line goes over a box before it comes near its marker."""
+    (x, y), (to_x, to_y) = way
+    on_way = [(x + (to_x - x) * step / _STEPS, y + (to_y - y) * step / _STEPS) for step in range(_STEPS)]
+    return any(box.contains(spot) and math.dist(spot, way[1]) > 2 * _PILED for spot in on_way)
 
+
+def _cross(one: Way, other: Way) -> bool:
+    """Whether two lines cross."""
+
+    def side(way: Way, spot: Spot) -> float:
+        (x, y), (to_x, to_y) = way
+        return (to_x - x) * (spot[1] - y) - (to_y - y) * (spot[0] - x)
+
+    return side(one, other[0]) * side(one, other[1]) < 0 and side(other, one[0]) * side(other, one[1]) < 0
+
+
+def _around(middle: Spot) -> _Box:
+    """What a marker covers."""
+    x, y = middle
+    return _Box(x - _MARKER, y - _MARKER, x + _MARKER, y + _MARKER)
+
+
+def _bars(axis: Axes, point: Point, middle: Spot) -> list[_Box]:
+    """What the bars of a marker cover."""
     (left, low), (right, high) = (_in_points(axis, end) for end in zip(point.x_reach, point.y_reach, strict=True))
     x, y = middle
     return [
-        Bbox.from_extents(x - _MARKER, y - _MARKER, x + _MARKER, y + _MARKER),
-        *([Bbox.from_extents(left, y - 1, right, y + 1)] if right > left else []),
-        *([Bbox.from_extents(x - 1, low, x + 1, high)] if high > low else []),
+        *([_Box(left, y - 1, right, y + 1)] if right > left else []),
+        *([_Box(x - 1, low, x + 1, high)] if high > low else []),
     ]
 
 

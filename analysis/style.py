@@ -70,6 +70,8 @@ _OTHER_MARKERS: tuple[Marker, ...] = (
     (4, 1, 45.0),
 )
 _HUES = 24
+_SALT = b"2744"
+"""Such that the lines of experiment=routing, which differ in a parameter, are far apart."""
 
 PHASES = {"prefill": "#0072B2", "decode": "#D55E00"}
 INK = "#262626"
@@ -109,7 +111,7 @@ def line(name: str) -> Line:
     """The colour and marker of a policy: its own if it is shipped, else told by its name alone."""
     if name in POLICIES:
         return POLICIES[name]
-    hashed = int.from_bytes(blake2b(name.encode(errors="replace"), digest_size=8).digest())
+    hashed = int.from_bytes(blake2b(name.encode(errors="replace"), digest_size=8, salt=_SALT).digest())
     hashed, hue = divmod(hashed, _HUES)
     hashed, dark = divmod(hashed, 2)
     red, green, blue = colorsys.hls_to_rgb(hue / _HUES, (0.44, 0.3)[dark], 0.65)

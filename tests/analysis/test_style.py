@@ -26,7 +26,7 @@ def test_any_other_policy_has_a_look_that_no_shipped_one_has(name: str) -> None:
 
 
 def test_a_look_is_told_by_the_name_in_every_version() -> None:
-    assert line("by_batch") == ("#27B927", (3, 1, 0.0))
+    assert line("by_batch") == ("#347E1B", (3, 1, 180.0))
 
 
 def test_names_of_a_kind_look_different() -> None:
