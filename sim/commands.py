@@ -107,6 +107,8 @@ def _print_run(values: dict[str, Any], summary: dict[str, Any], folder: Path) ->
         ("ITL attainment", f"{percent(summary['itl_attainment'])} within {summary['slo']['itl_ms']:g} ms"),
         ("TTFT p50 / p90 / p99", f"{milliseconds('ttft_ms')} ms"),
         ("ITL p50 / p90 / p99", f"{milliseconds('itl_ms')} ms"),
+        ("E2E p50 / p90 / p99", f"{milliseconds('e2e_ms')} ms"),
+        ("goodput", "-" if summary["goodput_per_s"] is None else f"{summary['goodput_per_s']:.1f} requests/s in time"),
         ("clock changes", f"{summary['clock_changes']}"),
         ("simulated", f"{summary['duration_s']:.1f} s in {summary['wall_s']:.2f} s"),
         ("run record", str(_short(folder))),

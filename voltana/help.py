@@ -63,9 +63,7 @@ def help_page(program: str, config_name: str, config_path: str, words: Sequence[
     chosen = dict(_choices(loaded.get("defaults", [])))
     groups = {group: _options(folders, group) for group in chosen}
     parts = [part for group in chosen for part in _parts(folders, group)]
-    keys = [
-        entry for entry in _keys(text) if entry.word.partition("=")[0].partition(".")[0] not in ("defaults", "hydra")
-    ]
+    keys = [entry for entry in _keys(text) if re.split(r"[=.:]", entry.word)[0] not in ("defaults", "hydra", *groups)]
     usage = f"{program} [-m] [GROUP=CHOICE ...] [KEY=VALUE ...]" if groups else f"{program} [KEY=VALUE ...]"
     examples = str(loaded.get("hydra", {}).get("help", {}).get("header", "")).rstrip()
     sections = [

@@ -128,6 +128,8 @@ def _lines(summary: dict[str, Any]) -> list[tuple[str, str]]:
         ("ITL attainment", f"{percent('itl_attainment')} within {summary['slo']['itl_ms']:g} ms"),
         ("TTFT p50 / p90 / p99", f"{percentiles('ttft_ms')} ms"),
         ("ITL p50 / p90 / p99", f"{percentiles('itl_ms')} ms"),
+        ("E2E p50 / p90 / p99", f"{percentiles('e2e_ms')} ms"),
+        ("goodput", "-" if summary["goodput_per_s"] is None else f"{summary['goodput_per_s']:.1f} requests/s in time"),
         ("clock changes", f"{summary['clock_changes']}"),
         ("client late by p50 / p99", f"{lag['p50']:.2f} / {lag['p99']:.2f} ms"),
         ("telemetry to command p50 / p99", f"{decision['p50']:.2f} / {decision['p99']:.2f} ms"),

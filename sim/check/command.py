@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from voltana.cli import hydra_command
 from voltana.errors import PolicyError
+from voltana.terminal import plain_console
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -35,7 +36,6 @@ def _check(config: DictConfig) -> None:
 
 
 def _print(findings: Sequence[Finding]) -> None:
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
@@ -44,4 +44,4 @@ def _print(findings: Sequence[Finding]) -> None:
     for part, check, passed, detail, _ in findings:
         table.add_row(part if part != last else "", check, VERDICTS[passed], Text(detail))
         last = part
-    Console().print(table)
+    plain_console().print(table)

@@ -16,6 +16,7 @@ COMMANDS = {
     "voltana-live": "live",
     "voltana-profile": "profiling",
     "voltana-fit": "fit",
+    "voltana-check": "check",
     "voltana-compare": "compare",
     "voltana-plot": "plot",
 }
