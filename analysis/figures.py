@@ -396,37 +396,36 @@ def tradeoff(runs: RunSet, baseline: str) -> Figure:
             axis.set_title("\n".join(panel))
             axis.set_xlabel(textwrap.fill(f"Energy saved against {baseline} (%)", 40))
         grid[0].set_ylabel("Requests that meet both objectives (%)")
-        entries = {name: artist for each in drawn for name, (artist, _) in each.items()}
-        _legend(figure, {name: entries[name] for name in sorted(entries, key=_usual_order)})
+        names = sorted({point.name for each in drawn for point in each}, key=_usual_order)
+        _legend(figure, {name: _marker(style.line(name)) for name in names})
         repeated = {row.runs for each in rows.values() for row in each}
         _footnote(figure, _spread_notes(repeated, "Bars") + _starved_notes(runs.runs))
         for axis, each in zip(grid, drawn, strict=True):
-            label_piles(axis, [point for _, point in each.values()])
+            label_piles(axis, each)
     return figure
 
 
-def _draw_points(axis: Axes, rows: Sequence[Row]) -> dict[str, tuple[Any, Point]]:
-    """A point per policy, named if the panel has more than one setting."""
-    drawn: dict[str, tuple[Any, Point]] = {}
+def _draw_points(axis: Axes, rows: Sequence[Row]) -> list[Point]:
+    points = []
     for row in rows:
         saved, met = row.values["saving_pct"], row.values["joint_attainment_pct"]
         if saved is None or met is None:
             continue
         look = style.line(row.policy)
-        kind = _hollow(look) if row.starved else {"marker": look.marker}
         bars: dict[str, Any] = {"xerr": _whisker(saved), "yerr": _whisker(met), "elinewidth": 1, "markersize": 7}
-        artist = axis.errorbar(
-            saved.mean, met.mean, color=look.colour, linestyle="none", label=row.policy, **bars, **kind
-        )
-        drawn[row.policy] = (
-            artist.lines[0],
-            Point(row.policy, look.colour, (saved.mean, met.mean), _reach(saved), _reach(met)),
-        )
-    if drawn:
-        points = [point for _, point in drawn.values()]
+        kind = _hollow(look) if row.starved else {"marker": look.marker}
+        axis.errorbar(saved.mean, met.mean, color=look.colour, linestyle="none", label=row.policy, **bars, **kind)
+        points.append(Point(row.policy, look.colour, (saved.mean, met.mean), _reach(saved), _reach(met)))
+    if points:
         axis.set_xlim(_span([end for point in points for end in point.x_reach]))
         axis.set_ylim(_span([end for point in points for end in point.y_reach], most=100))
-    return drawn
+    return points
+
+
+def _marker(look: style.Line) -> Artist:
+    from matplotlib.lines import Line2D
+
+    return Line2D([], [], color=look.colour, marker=look.marker, linestyle="none", markersize=7)
 
 
 def _span(values: Sequence[float], most: float | None = None) -> tuple[float, float]:
