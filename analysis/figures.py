@@ -388,6 +388,10 @@ def tradeoff(runs: RunSet, baseline: str) -> Figure:
     """
     panels = _panels(runs, _Axis("policy.name", runs))
     rows = {panel: compare(replace(runs, runs=members), baseline).rows for panel, members in panels.items()}
+    if not any(row.values["saving_pct"] for each in rows.values() for row in each):
+        raise UserError(
+            f"runs: found none whose energy and that of {baseline} are known, allowed: runs with metered GPUs"
+        )
     with style.figure_style():
         figure = style.new_figure(max(6.4, 1.0 + 3.3 * len(panels)), 5.2)
         grid = figure.subplots(1, len(panels), squeeze=False)[0]
@@ -425,7 +429,8 @@ def _draw_points(axis: Axes, rows: Sequence[Row]) -> list[Point]:
 def _marker(look: style.Line) -> Artist:
     from matplotlib.lines import Line2D
 
-    return Line2D([], [], color=look.colour, marker=look.marker, linestyle="none", markersize=7)
+    kind: Any = {"marker": look.marker}
+    return Line2D([], [], color=look.colour, linestyle="none", markersize=7, **kind)
 
 
 def _span(values: Sequence[float], most: float | None = None) -> tuple[float, float]:

@@ -154,6 +154,15 @@ def test_half_a_point_is_no_collapse(tmp_path: Path, write_run: WriteRun) -> Non
     assert low < 99.5 < 100 <= high < 101
 
 
+def test_a_tradeoff_needs_energies(tmp_path: Path, write_run: WriteRun) -> None:
+    folder = write_run("0", "static_max", source="live")
+    numbers = json.loads((folder / "summary.json").read_text())
+    numbers["energy_j"]["total"] = None
+    (folder / "summary.json").write_text(json.dumps(numbers))
+    with pytest.raises(UserError, match="found none whose energy and that of static_max are known"):
+        tradeoff(load_runs([tmp_path]), "static_max")
+
+
 def test_markers_that_cover_each_other_are_named(tmp_path: Path, write_run: WriteRun) -> None:
     for index, (policy, energy) in enumerate([("static_max", 200), ("a", 150), ("b", 150.2), ("c", 149.9)]):
         write_run(str(index), f"mine {policy}", energy)
