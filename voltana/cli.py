@@ -49,26 +49,26 @@ def hydra_command(
 
     def command() -> None:
         take_any_text()
-        if "--version" in sys.argv[1:]:
+        words = sys.argv[1:]
+        if "--version" in words:
             print(f"{program} {voltana.__version__}")
             return
-        if wants_help(sys.argv[1:]):
-            print(help_page(program, config_name, config_path, sys.argv[1:]))
+        if wants_help(words):
+            with _until_seen_enough():
+                print(help_page(program, config_name, config_path, words), flush=True)
             return
         if os.environ.get(_FULL_ERROR) == "1":
             _App(run, program).start(config_path, config_name)
             return
         try:
             app = _App(run, program, collect=True)
-            with _hydra_raises():
+            with _hydra_raises(), _until_seen_enough():
                 app.start(config_path, config_name)
         except KeyboardInterrupt:
             _stop(f"{program}: interrupted", 130)
         except UserError as error:
             _print_traceback(error)
             _stop(f"{program}: error: {error}", error.status)
-        except BrokenPipeError:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # whoever read has seen enough
         if app.refused:
             _stop(f"{program}: error: {_report(app.refused, app.jobs)}", 2)
 
@@ -303,6 +303,15 @@ def _choices(found: str, allowed: Iterable[str]) -> str:
     names = sorted(allowed)
     close = difflib.get_close_matches(found, names, n=1)
     return f"; allowed: {', '.join(names)}" + (f"; did you mean {close[0]}?" if close else "")
+
+
+@contextmanager
+def _until_seen_enough() -> Iterator[None]:
+    """End quietly where the reader of standard output, such as `head`, has gone."""
+    try:
+        yield
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 """`--help` shows what conf/ has, on two screens, at once, and needs nothing that the base installation lacks."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -98,3 +99,11 @@ def test_the_commands_show_it_without_hydra(command: str, tmp_path: Path) -> Non
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout == page(command) + "\nset()\n"
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_reader_that_has_seen_enough_ends_it_quietly() -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run([SCRIPTS / "voltana-sim", "--help"], stdout=writer, stderr=subprocess.PIPE, check=False)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (0, b"")
