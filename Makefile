@@ -31,7 +31,7 @@ test: $(DEV)  ## all tests
 	$(BIN)/python -m pytest -n 3 --dist worksteal
 
 test-torch: $(DEV)  ## tests of the GPU profiler: installs torch, runs at tiny size on the CPU
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,profile]'
 	$(BIN)/python -m pytest -n 2 tests/live/profiling
 
 test-live: $(DEV) sglang $(SGLANG_ROUTER)/.ready  ## tests on real SGLang servers, on the CPU; needs no GPU

@@ -10,6 +10,7 @@ from __future__ import annotations
 import csv
 import difflib
 import io
+import math
 import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -514,10 +515,10 @@ def _share_scales(grid: Any, instances: Sequence[Sequence[Series]]) -> None:
         alike = [other for _, other in drawn if other.name == series.name]
         if series.name == "batch_size":
             alike = [other for other in alike if other.phase == series.phase]
-        low, high = min(other.value.min() for other in alike), max(other.value.max() for other in alike)
+        known = {float(value) for other in alike for value in other.value if not math.isnan(value)}
+        low, high = min(known, default=0.0), max(known, default=1.0)
         margin = max(0.08 * (high - low), 0.02 * high, 0.1)
         axis.set_ylim(low - margin if series.name == "clock_mhz" else 0, high + margin)
         axis.set_xlim(start, series.time_s[-1])
-        clocks = sorted({float(value) for other in alike for value in other.value})
-        if series.name == "clock_mhz" and len(clocks) <= _FEW_CLOCKS:
-            axis.set_yticks(clocks)
+        if series.name == "clock_mhz" and len(known) <= _FEW_CLOCKS:
+            axis.set_yticks(sorted(known))

@@ -23,7 +23,7 @@ _MEANS = 100
 
 @dataclass(frozen=True)
 class Series:
-    """A step function: `value[i]` holds from `time_s[i]` to `time_s[i + 1]`; the last value ends it."""
+    """A step function: `value[i]` holds from `time_s[i]` to `time_s[i + 1]`; the last value ends it. NaN: not known."""
 
     name: str
     phase: str
@@ -77,12 +77,18 @@ def _series(rows: pd.DataFrame, quantity: str, start: float, stop: float) -> Ser
 
 
 def _means(time: Numbers, value: Numbers) -> tuple[Numbers, Numbers]:
-    """Means over equal spans of time, exact for a step function, at the middles of the spans."""
+    """Means over what is known of equal spans of time, exact for a step function, at the middles of the spans."""
     import numpy as np
 
-    integral = np.concatenate([[0.0], np.cumsum(value[:-1] * np.diff(time))])
     edges = np.linspace(time[0], time[-1], _MEANS + 1)
-    means = np.diff(np.interp(edges, time, integral)) / np.diff(edges)
+    known_s = np.where(np.isnan(value[:-1]), 0.0, np.diff(time))
+
+    def over_spans(parts: Numbers) -> Numbers:
+        total = np.concatenate([[0.0], np.cumsum(parts)])
+        return np.diff(np.interp(edges, time, total))
+
+    with np.errstate(invalid="ignore"):
+        means = over_spans(np.nan_to_num(value[:-1]) * known_s) / over_spans(known_s)
     return (edges[:-1] + edges[1:]) / 2, means
 
 

@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import math
 import time
-from bisect import bisect_left
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
+from live.latency import LatencyHistogram
 from live.telemetry.message import IDLE, Telemetry
 from live.telemetry.subscriber import Subscriber
 from voltana.errors import UserError
@@ -37,37 +36,6 @@ class ClockClient(Protocol):
     def set_power_cap(self, instance: str, power_cap_w: float | None) -> None:
         """Set the power limit of every GPU of an instance; None: the GPU's own."""
         ...
-
-
-class LatencyHistogram:
-    """Counts latencies in bins that each are 12 % wide, from 1 us to 10 s: bounded memory, quantiles to 12 %."""
-
-    BOUNDS_S = tuple(1e-6 * 10 ** (step / 20) for step in range(141))
-
-    def __init__(self) -> None:
-        self.counts = [0] * (len(self.BOUNDS_S) + 1)
-        self.total = 0
-        self.max_s = 0.0
-
-    def add(self, latency_s: float) -> None:
-        """Count one."""
-        self.counts[bisect_left(self.BOUNDS_S, latency_s)] += 1
-        self.total += 1
-        self.max_s = max(self.max_s, latency_s)
-
-    def quantile_s(self, share: float) -> float:
-        """Upper bound of the latency that this share of all do not exceed; 0 if there are none."""
-        seen, wanted = 0, math.ceil(share * self.total)
-        for bound_s, number in zip([*self.BOUNDS_S, math.inf], self.counts, strict=True):
-            seen += number
-            if seen >= wanted:
-                return min(bound_s, self.max_s)
-        return self.max_s
-
-    def summary_ms(self) -> dict[str, float]:
-        """Number, median, 99th percentile and maximum, ms."""
-        quantiles = {"p50": self.quantile_s(0.5), "p99": self.quantile_s(0.99), "max": self.max_s}
-        return {"count": self.total} | {name: round(value * 1e3, 4) for name, value in quantiles.items()}
 
 
 @dataclass
@@ -128,8 +96,6 @@ class Controller:
         self._loop: asyncio.AbstractEventLoop | None = None
         self.decision_latency = LatencyHistogram()
         """From a message's arrival in this process until its decision is made and commanded."""
-        self.transport_latency = LatencyHistogram()
-        """From a message's publication until its arrival here."""
         self.errors = 0
         """Decisions that failed; the clock then stays."""
 
@@ -176,7 +142,6 @@ class Controller:
         instance.load = telemetry.load
         instance.heard_s = telemetry.received_s
         instance.silent = False
-        self.transport_latency.add(max(0.0, telemetry.transport_s))
         if telemetry.load.batch_size:
             _cancel(instance)
             instance.asked_s = 0.0

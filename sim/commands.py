@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from voltana.cli import hydra_command
 from voltana.errors import UserError
+from voltana.extras import require
 from voltana.help import wants_help
 from voltana.terminal import plain_console
 
@@ -135,6 +136,8 @@ def _profile(config: DictConfig) -> None:
     try:
         measure = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError, ValueError) as error:
+        if module.startswith("live."):
+            require(f"profile.source={values['profile'].get('source')}", "live")
         allowed = "the dotted path of a function of configuration and output path"
         raise UserError(f"profile._target_: found {path!r}, allowed: {allowed} ({error})") from error
     measure(values, out)

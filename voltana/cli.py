@@ -1,7 +1,8 @@
 """The shared entry of the console scripts: a Hydra app whose bad input ends in one line.
 
-Exit status: 0 done, 1 a bug (with its traceback), 2 bad input, 130 interrupted. A sweep runs all its jobs before it
-reports the ones that were refused. With HYDRA_FULL_ERROR=1 in the environment every error keeps its traceback.
+Exit status: 0 done, 1 a bug (with its traceback), 2 bad input, 3 a run that went wrong for a reason outside of it, such
+as a server that died (its record says so), 130 interrupted. A sweep runs all its jobs before it reports the ones that
+failed. With HYDRA_FULL_ERROR=1 in the environment every error keeps its traceback.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, NoReturn
 
 import voltana
-from voltana.errors import PolicyError, UserError, one_line
+from voltana.errors import PolicyError, RunError, UserError, one_line
 from voltana.help import help_page, wants_help
 from voltana.terminal import take_any_text
 
@@ -70,7 +71,7 @@ def hydra_command(
             _print_traceback(error)
             _stop(f"{program}: error: {error}", error.status)
         if app.refused:
-            _stop(f"{program}: error: {_report(app.refused, app.jobs)}", 2)
+            _stop(f"{program}: error: {_report(app.refused, app.jobs)}", app.status)
 
     return command
 
@@ -89,6 +90,8 @@ class _App:
         self._crashed = False
         self.jobs = 0
         self.refused: list[str] = []
+        self.status = 0
+        """Exit status for the refused: the least of theirs."""
 
     def start(self, config_path: str, config_name: str) -> None:
         """Run the command line in `sys.argv`; bad input outside the jobs is a `UserError`."""
@@ -125,7 +128,9 @@ class _App:
                 self._crashed = True
                 raise
             if self._collecting_process != os.getpid():
-                raise error if isinstance(error, PolicyError) else UserError(message) from error
+                raise error if isinstance(error, PolicyError | RunError) else UserError(message) from error
+            status = error.status if isinstance(error, UserError) else UserError.status
+            self.status = min(self.status or status, status)
             _print_traceback(error)
             self.refused.append(_job_label() + message)
 

@@ -24,6 +24,15 @@ class RunsCrashedError(UserError):
     status = 1
 
 
+class RunError(UserError):
+    """A run that began went wrong for a reason outside of it, such as a server that died; its record says so too.
+
+    The message names what failed and what it said.
+    """
+
+    status = 3
+
+
 class PolicyError(UserError):
     """A policy that cannot be built, that raised, or whose answer is not allowed.
 

@@ -14,6 +14,8 @@ import platformdirs
 
 from voltana.errors import UserError
 
+PROGRAM = "voltana-clocks"
+"""The owner, as a command."""
 SOCKET_NAME = "clocks.sock"
 ROOT_FOLDER = Path("/run/voltana")
 _PEER_GROUPS = 59

@@ -158,7 +158,7 @@ def started_owner(gpus: Sequence[int], options: Sequence[str], files: Sequence[i
     ):
         listed = ",".join(map(str, gpus))
         process = subprocess.Popen(
-            module_command("live.clocks.owner", "--gpus", listed, "--folder", folder, "--stop-on-eof", *options),
+            module_command("live.clocks.command", "--gpus", listed, "--folder", folder, "--stop-on-eof", *options),
             stdin=subprocess.PIPE,
             stdout=words,
             stderr=words,

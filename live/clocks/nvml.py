@@ -122,7 +122,7 @@ def _load() -> Any:
     try:
         import pynvml
     except ImportError as error:
-        raise UserError(f"NVML: nvidia-ml-py is not installed ({error}); pip install 'voltana[live]'") from error
+        raise UserError(f"NVML needs nvidia-ml-py ({error}), allowed: after pip install 'voltana[live]'") from error
     try:
         pynvml.nvmlInit()
     except pynvml.NVMLError as error:

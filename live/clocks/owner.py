@@ -4,8 +4,6 @@
 
 Unprivileged clients ask it over a Unix-domain socket. It changes only the GPUs it was given, only to what they support,
 and restores them when a client leaves, when it ends itself, and at its next start if it was killed. See docs/clocks.md.
-
-Exit status: 0 done, 2 bad input or no privilege, 3 a GPU could not be restored.
 """
 
 from __future__ import annotations
@@ -19,38 +17,30 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import NoReturn
 
 from live.clocks import access
 from live.clocks.absent import AbsentDriver
+from live.clocks.access import PROGRAM
 from live.clocks.changes import Changes, OwnerLock, undo_left_behind
 from live.clocks.device import DeviceError, Driver, GpuDevice
+from live.clocks.limits import Limits
 from live.clocks.nvml import NvmlDriver
 from live.clocks.replay import ReplayDriver
-from live.clocks.schedule import Limits, OwnedGpu, Scheduler, TokenBucket
+from live.clocks.schedule import OwnedGpu, Scheduler, TokenBucket
 from live.clocks.server import Server
 from live.clocks.simulated import SimulatedDriver
 from voltana.errors import UserError
 
-PROGRAM = "voltana-clocks"
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
 log = logging.getLogger(PROGRAM)
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """The console script: run until a signal, or do what `--restore` asks, and exit."""
-    logging.basicConfig(format=f"{PROGRAM}: %(message)s", level=logging.INFO, stream=sys.stderr)
-    try:
-        options = _parser().parse_args(arguments)
-        status = restore(options) if options.restore else own(options)
-    except UserError as error:
-        print(f"{PROGRAM}: error: {error}", file=sys.stderr)
-        status = 2
-    sys.stderr.flush()
-    os._exit(status)  # a driver call that never returns would keep the interpreter from ending
+def run(options: argparse.Namespace) -> int:
+    """Run until a signal, or do what `--restore` asks; return the exit status."""
+    return restore(options) if options.restore else own(options)
 
 
 def restore(options: argparse.Namespace) -> int:
@@ -240,51 +230,3 @@ def _check_privilege(device: GpuDevice) -> None:
 def _log_each(lines: Sequence[str]) -> None:
     for line in lines:
         log.warning("%s", line)
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(PROGRAM, description="Own the clocks and power caps of GPUs on behalf of unprivileged clients.")
-    add = parser.add_argument
-    add("--gpus", type=_indices, help="indices of the GPUs to own, such as 0,1,2,3; no other is ever changed")
-    add("--group", help="members of this group may connect, beside root and the user who starts it")
-    add("--folder", type=Path, help=f"for socket, lock and note of changes; root's standard is {access.ROOT_FOLDER}")
-    add("--observe", action="store_true", help="only read: needs no privilege")
-    add("--restore", action="store_true", help="undo what an owner that was killed has left, and exit")
-    add(
-        "--stop-on-eof",
-        action="store_true",
-        help="stop when standard input ends, that is with the process that started it, and remove an empty --folder",
-    )
-    add("--changes-per-s", type=_number(1, 1000), default=Limits.changes_per_s, help="per GPU; default %(default)s")
-    add("--heartbeat-s", type=_number(0.1, 3600), default=Limits.heartbeat_s, help="default %(default)s")
-    add("--restore-s", type=_number(0.1, 600), default=Limits.restore_s, help="at exit, at most; default %(default)s")
-    kind = parser.add_mutually_exclusive_group()
-    kind.add_argument("--simulate", type=Path, metavar="JSON", help="simulated GPUs: their settings")
-    kind.add_argument("--replay", type=Path, metavar="CSV", help="recorded GPUs: a recording")
-    return parser
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message}; see --help")
-
-
-def _indices(text: str) -> list[int]:
-    words = text.split(",")
-    if not all(word.isdecimal() for word in words) or len({int(word) for word in words}) < len(words):
-        raise argparse.ArgumentTypeError(f"found {text!r}; allowed: indices such as 0,1,2,3, each once")
-    return [int(word) for word in words]
-
-
-def _number(low: float, high: float) -> Callable[[str], float]:
-    def number(text: str) -> float:
-        value = float(text)
-        if not low <= value <= high:
-            raise argparse.ArgumentTypeError(f"found {text}; allowed: {low:g} to {high:g}")
-        return value
-
-    return number
-
-
-if __name__ == "__main__":
-    main()

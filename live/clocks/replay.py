@@ -50,12 +50,14 @@ class ReplayGpu(GpuDevice):
         return self._known(self._row()[1].power_w)
 
     def energy_j(self) -> float:
-        """Energy between the last row and the next, J."""
+        """Energy between the last row and the next, J; unknown where the counter started again between the two."""
         row, last = self._row()
         joules = self._known(last.energy_j)
         following = self._readings[row + 1] if row + 1 < len(self._readings) else last
         if following.energy_j is None or following.time_s == last.time_s:
             return joules
+        if following.energy_j < joules:
+            raise DeviceError("unsupported", f"GPU {self.info.gpu}: its counter started again here")
         share = (self._now() - self._start_s - last.time_s) / (following.time_s - last.time_s)
         return joules + min(share, 1.0) * (following.energy_j - joules)
 

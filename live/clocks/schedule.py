@@ -14,35 +14,13 @@ from typing import TypeVar
 
 from live.clocks.changes import Change, Changes
 from live.clocks.device import DeviceError, DeviceGroup, Fault, GpuDevice, Reading
+from live.clocks.limits import Limits
 from live.clocks.protocol import Applied, Changed, Refused, Reply, Setting, Slow, Superseded
 
 Value = TypeVar("Value")
 _PATIENCE_S = 0.1
 """A read that has waited for so long goes before the next command, or a busy driver would never be metered."""
 log = logging.getLogger("voltana-clocks")
-
-
-@dataclass(frozen=True)
-class Limits:
-    """How the owner protects the driver, and itself."""
-
-    changes_per_s: float = 50.0
-    """Commands executed per GPU and second, on average; faster ones replace each other."""
-    burst: int = 10
-    """Commands executed at once after a quiet time."""
-    slow_s: float = 0.2
-    """A driver call that takes longer is reported."""
-    stuck_s: float = 5.0
-    """While a driver call takes longer than this, commands and reads are refused."""
-    heartbeat_s: float = 3.0
-    """A client that owns GPUs and is silent for so long loses them."""
-    restore_s: float = 10.0
-    """Time for the restore at exit."""
-    clients: int = 64
-    reads: int = 8
-    """Reads of one client that may wait at once."""
-    requests_per_s: float = 5000.0
-    """Lines taken from one client; faster ones wait in its socket."""
 
 
 class TokenBucket:

@@ -16,6 +16,7 @@ import msgspec
 from live.clocks import protocol
 from live.clocks.access import Peer, allowed, peer_of
 from live.clocks.device import DeviceError, check_clock, check_power_limit
+from live.clocks.limits import Limits
 from live.clocks.protocol import (
     AnyRequest,
     Changed,
@@ -37,7 +38,7 @@ from live.clocks.protocol import (
     Watch,
     Welcome,
 )
-from live.clocks.schedule import Command, Limits, OwnedGpu, Scheduler, TokenBucket
+from live.clocks.schedule import Command, OwnedGpu, Scheduler, TokenBucket
 from live.clocks.simulated import Load, SimulatedGpu
 
 _UNREAD_BYTES = 1 << 20

@@ -195,11 +195,10 @@ async def run(options: argparse.Namespace) -> None:
             show(tally)
             for each in endpoints:
                 energy = await _get(each, "/emulated/energy")
-                late_ms = energy["max_lag_s"] * 1e3
                 work = f"{energy['iterations']} iterations, {energy['energy_j']:.0f} J"
-                print(f"{each.name}: {work}, behind by at most {late_ms:.1f} ms")
+                print(f"{each.name}: {work}, behind by {energy['lag_ms']['max']} ms at most")
             print(f"controller: telemetry to command, ms: {controller.decision_latency.summary_ms()}")
-            print(f"            server to controller, ms: {controller.transport_latency.summary_ms()}")
+            print(f"            server to controller, ms: {subscriber.transport_latency.summary_ms()}")
             print(f"            {controller.clock_changes} commands, {subscriber.lost} messages lost")
             await clocks.close()
 

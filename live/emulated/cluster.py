@@ -9,11 +9,11 @@ import tempfile
 from asyncio.subprocess import PIPE, Process
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, Self
+from typing import IO, Any, Self
 
 import msgspec
 
-from live.emulated.config import ServerConfig, check
+from live.emulated.config import ServerConfig, build_plant, check
 from live.emulated.http import encode_json
 from live.servers import Endpoint, Role
 from voltana.errors import UserError
@@ -51,6 +51,8 @@ class EmulatedCluster:
         self._keys = {**plant, **(settings or {})}
         self._folder: Path | None = None
         self._processes: list[Process] = []
+        self._words: dict[str, IO[bytes]] = {}
+        """Files without a name: what each server says on standard error."""
         self._on_exit = on_exit
         self._watches: list[asyncio.Task[None]] = []
         self.endpoints: dict[str, Endpoint] = {}
@@ -64,6 +66,15 @@ class EmulatedCluster:
         except msgspec.ValidationError as error:
             raise UserError(f"emulated server: {error}") from error
 
+    def check(self) -> None:
+        """Look at all settings before a server starts.
+
+        Raises:
+            UserError: a bad one; names the key.
+        """
+        for phase, _ in self._counts:
+            build_plant(self._config(Path(), phase, 0))
+
     def of(self, role: Role) -> list[Endpoint]:
         """The servers of a role."""
         return [endpoint for endpoint in self.endpoints.values() if endpoint.role == role]
@@ -72,8 +83,7 @@ class EmulatedCluster:
         """Start all servers and wait until they listen.
 
         Raises:
-            UserError: a bad setting, or a server did not start and has said why on standard error. The others are
-                stopped.
+            UserError: a bad setting, or a server did not start; what it said last. The others are stopped.
         """
         self._folder = folder = Path(tempfile.mkdtemp(prefix="voltana-emulated-"))
         try:
@@ -95,24 +105,31 @@ class EmulatedCluster:
             raise
 
     async def _watch(self, name: str, process: Process) -> None:
-        status = await process.wait()
+        how = self._ended_how(name, await process.wait())
         if self._on_exit is not None:
-            self._on_exit(
-                name, f"it ended by signal {-status}" if status < 0 else f"it ended with exit status {status}"
-            )
+            self._on_exit(name, how)
+
+    def _ended_how(self, name: str, status: int) -> str:
+        how = f"it ended by signal {-status}" if status < 0 else f"it ended with exit status {status}"
+        words = self._words[name]
+        words.seek(0)
+        said = words.read().decode(errors="replace").strip().splitlines()
+        return f"{how}, having said: {said[-1]}" if said else how
 
     async def _spawn(self, path: Path, config: ServerConfig) -> None:
         path.write_bytes(encode_json(config))
         command = module_command("live.emulated", "--config", str(path), "--owned")
-        process = await asyncio.create_subprocess_exec(*command, stdin=PIPE, stdout=PIPE, start_new_session=True)
+        words = self._words[config.name] = tempfile.TemporaryFile()  # noqa: SIM115, as it is read later
+        process = await asyncio.create_subprocess_exec(
+            *command, stdin=PIPE, stdout=PIPE, stderr=words, start_new_session=True
+        )
         self._processes.append(process)
 
-    @staticmethod
-    async def _endpoint(config: ServerConfig, process: Process) -> Endpoint:
+    async def _endpoint(self, config: ServerConfig, process: Process) -> Endpoint:
         assert process.stdout is not None
         line = await process.stdout.readline()
         if not line:
-            raise UserError(f"{config.name} did not start: exit status {await process.wait()}")
+            raise UserError(f"{config.name} did not start: {self._ended_how(config.name, await process.wait())}")
         ports = json.loads(line)
         telemetry = config.telemetry or ""
         return Endpoint(
@@ -127,6 +144,8 @@ class EmulatedCluster:
             watch.cancel()
         await asyncio.gather(*watches, return_exceptions=True)
         await asyncio.gather(*map(_stop, processes))
+        for words in self._words.values():
+            words.close()
         self.endpoints.clear()
         if self._folder is not None:
             shutil.rmtree(self._folder, ignore_errors=True)

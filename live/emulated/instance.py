@@ -20,6 +20,7 @@ from typing import Any
 
 from live.emulated.config import DecodeConfig, PrefillConfig
 from live.emulated.meter import Meter
+from live.latency import LatencyHistogram
 from sim.plant import Plant, Step
 from voltana.state import LoadSnapshot, Phase
 
@@ -67,6 +68,8 @@ class Instance(ABC):
         self.power_cap_w: float | None = None
         self.now_s = now_s
         self.meter = Meter(now_s)
+        self.lag = LatencyHistogram()
+        """How much later than its time each event was lived through: how far whoever drives this falls behind."""
         self.iterations = 0
         self.busy_s = 0.0
         self.arrived_requests = 0
@@ -94,6 +97,7 @@ class Instance(ABC):
         """Live through everything up to `now_s`."""
         while (at_s := self.next_s) <= now_s:
             self.now_s = at_s
+            self.lag.add(now_s - at_s)
             if self._events and self._events[0][0] == at_s:
                 heapq.heappop(self._events)[2]()
             else:
@@ -120,7 +124,7 @@ class Instance(ABC):
         """Start the next iteration, or rest."""
         if not self._form_batch():
             self._end_s = math.inf
-            self._draw(self.plant.idle_power_w(self.clock_mhz))
+            self._draw(self.plant.idle_power_w(self.clock_mhz), self.clock_mhz)
             self._publish(self.load())
             return
         self._begun_s = self.now_s
@@ -132,7 +136,7 @@ class Instance(ABC):
         step = self._step()
         self._left, self._speed_since_s, self._duration_s = left, self.now_s, step.duration_s
         self._end_s = self.now_s + left * step.duration_s
-        self._draw(step.power_w)
+        self._draw(step.power_w, round(step.clock_mhz))
 
     def _end(self) -> None:
         self.iterations += 1
@@ -149,11 +153,12 @@ class Instance(ABC):
         if self.running:
             self._run(max(0.0, self._left - (self.now_s - self._speed_since_s) / self._duration_s))
         else:
-            self._draw(self.plant.idle_power_w(clock_mhz))
+            self._draw(self.plant.idle_power_w(clock_mhz), clock_mhz)
 
-    def _draw(self, power_w: float) -> None:
+    def _draw(self, power_w: float, clock_mhz: int) -> None:
+        """Draw this power at this clock, which under a power limit is lower than the one that was set."""
         load = self.load()
-        self.meter.enter(self.now_s, self.clock_mhz, load.batch_size, load.batch_tokens, load.queued, power_w)
+        self.meter.enter(self.now_s, clock_mhz, load.batch_size, load.batch_tokens, load.queued, power_w)
 
     @property
     def _limit_w(self) -> float | None:

@@ -45,6 +45,11 @@ class Meter:
         """Draw of this moment, all GPUs of the group."""
         return self._power_w
 
+    @property
+    def clock_mhz(self) -> int | None:
+        """The clock in force; None before the first state."""
+        return None if self._state is None else self._state[0]
+
     def energy_j(self, now_s: float) -> float:
         """Energy since the start."""
         return self._energy_j + self._power_w * (now_s - self._since_s)
@@ -75,7 +80,8 @@ class Meter:
             self._closed_rows += 1
         self._row_since_s, self._row_start_j, self._row_kv = at_s, energy_j, self._kv_now
 
-    def rows(self, first: int) -> list[Row]:
-        """Closed rows from number `first` on, as far as they are kept."""
+    def rows(self, first: int) -> tuple[int, list[Row]]:
+        """Closed rows from number `first` on, as far as they are kept, and the number of the first of them."""
         dropped = self._closed_rows - len(self._rows)
-        return list(islice(self._rows, max(0, first - dropped), None))
+        first = max(first, dropped)
+        return first, list(islice(self._rows, first - dropped, None))

@@ -68,8 +68,6 @@ class Server(ABC):
     def __init__(self, config: ServerConfig, plant: Plant) -> None:
         self.config = config
         self.plant = plant
-        self.max_lag_s = 0.0
-        """The latest that an event was lived through after its time: how far this process fell behind."""
         self.halves: set[Half] = set()
         """Requests that are not complete."""
         self.totals = {"requests": 0, "prompt_tokens": 0, "generation_tokens": 0, "aborted": 0}
@@ -150,7 +148,6 @@ class Server(ABC):
     def _tick(self) -> None:
         self._timer, self._timer_s = None, math.inf
         now_s = time.monotonic()
-        self.max_lag_s = max(self.max_lag_s, now_s - self.instance.next_s)
         self.instance.advance(now_s + TICK_S / 2)
         self._arm()
 

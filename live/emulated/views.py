@@ -35,7 +35,6 @@ class Shown(Protocol):
     plant: Plant
     port: int
     bootstrap_port: int
-    max_lag_s: float
 
     @property
     def instance(self) -> Instance:
@@ -205,10 +204,11 @@ class Views:
             "energy_j": instance.meter.energy_j(instance.now_s),
             "power_w": instance.meter.power_w,
             "clock_mhz": instance.clock_mhz,
+            "clock_in_force_mhz": instance.meter.clock_mhz,
             "power_cap_w": instance.power_cap_w,
             "iterations": instance.iterations,
             "busy_s": instance.busy_s,
-            "max_lag_s": self._server.max_lag_s,
+            "lag_ms": self._server.instance.lag.summary_ms(),
         }
         reply.json(HTTPStatus.OK, values)
 
@@ -221,8 +221,17 @@ class Views:
         meter = self._server.instance.meter
         meter.close_row(self._server.instance.now_s)
         columns = ["time_s", "clock_mhz", "batch_size", "kv_tokens", "queued", "power_w"]
-        values = {"instance": self._server.config.name, "phase": self._server.config.phase, "columns": columns}
-        reply.json(HTTPStatus.OK, {**values, "rows": meter.rows(int(first)), "end_s": self._server.instance.now_s})
+        number, rows = meter.rows(int(first))
+        values = {
+            "instance": self._server.config.name,
+            "phase": self._server.config.phase,
+            "columns": columns,
+            "first": number,
+            "rows": rows,
+            "end_s": self._server.instance.now_s,
+            "lag_ms": self._server.instance.lag.summary_ms(),
+        }
+        reply.json(HTTPStatus.OK, values)
 
     def _set_clock(self, request: Request, reply: Reply) -> None:
         """A clock command, ``{"mhz": 1005}``, perhaps with a power limit per GPU, ``"power_cap_w"``."""

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import logging
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from voltana.cli import hydra_command
-from voltana.errors import UserError
+from voltana.errors import RunError
+from voltana.extras import require
 from voltana.terminal import plain_console
 
 if TYPE_CHECKING:
@@ -18,7 +20,6 @@ if TYPE_CHECKING:
 
 REASONS = 5
 """Shown at most."""
-NEEDED = ("httptools", "msgspec", "uvloop", "zmq")
 
 
 def main() -> None:
@@ -27,32 +28,63 @@ def main() -> None:
 
 
 def _live(config: DictConfig) -> None:
-    from importlib.util import find_spec
-
     from hydra.core.hydra_config import HydraConfig
 
-    from voltana.resolve import resolve
+    from voltana.record.provenance import already_there
+    from voltana.resolve import overwrite_of, resolve
+    from voltana.sweeps import this_sweep
 
-    missing = [name for name in NEEDED if find_spec(name) is None]
-    if missing:
-        raise UserError(f"voltana-live needs {', '.join(missing)}, allowed: after pip install 'voltana[live]'")
+    require("voltana-live", "live")
     console = plain_console(stderr=True)
     logging.basicConfig(format="%(message)s", level=logging.INFO, stream=sys.stderr)
     folder = Path(HydraConfig.get().runtime.output_dir)
-    summary = replay(resolve(config), folder, console)
+    values, overwrite = resolve(config), overwrite_of(config)
+    there = None if overwrite else already_there(folder, values)
+    if there is not None and went_wrong(there.summary) is None:
+        print(f"{_short(folder)}: this run is there already; overwrite=true runs it again", file=sys.stderr)
+        print_run(there.summary, folder)
+        return
+    summary = replay(values, folder, console, overwrite=overwrite, sweep=this_sweep())
     print_run(summary, folder)
+    wrong = went_wrong(summary)
+    if wrong is not None:
+        raise RunError(wrong)
 
 
-def replay(values: dict[str, Any], folder: Path, console: Any) -> dict[str, Any]:
+def went_wrong(summary: dict[str, Any]) -> str | None:
+    """Why a run did not measure what it was to measure: a server died meanwhile, or no request completed."""
+    live = summary["live"]
+    for name, how in live["servers_ended"].items():
+        lines = (how if how.startswith(name) else f"{name}: {how}").splitlines()
+        told = " ".join(line.strip() for line in dict.fromkeys([lines[0], lines[-1]]))
+        others = len(live["servers_ended"]) - 1
+        return f"a server died, {told}{f'; {others} others died too' if others else ''}"
+    if not summary["requests"]["completed"]:
+        reasons = [reason for reason, _ in _most(live["failures"])]
+        return f"no request completed: {reasons[0] if reasons else 'none ended'}"
+    return None
+
+
+def replay(
+    values: dict[str, Any],
+    folder: Path,
+    console: Any,
+    *,
+    overwrite: bool = False,
+    sweep: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
     """Run a configuration (`conf/live.yaml`) and write its record; return the summary.
 
     Args:
         values: the resolved configuration.
         folder: of the record.
         console: a rich console that shows how it goes.
+        overwrite: whether the finished record of another configuration may be replaced.
+        sweep: which sweep the run belongs to (`voltana.sweeps`).
 
     Raises:
-        UserError: something in the configuration is wrong, or a part could not be started or was lost.
+        UserError: something in the configuration is wrong, or a part could not be started.
+        RunError: the owner of clocks or the load client was lost; what had happened is in the record.
         KeyboardInterrupt: it was interrupted; what had happened is in the record.
     """
     import asyncio
@@ -69,7 +101,7 @@ def replay(values: dict[str, Any], folder: Path, console: Any) -> dict[str, Any]
     view = View(console, f"{config.policy.name}, {about}, servers={config.servers.get('name')}", arriving_s)
 
     async def run() -> dict[str, Any]:
-        return await LiveRun(config, values, folder, view).run()
+        return await LiveRun(config, values, folder, view, overwrite=overwrite, sweep=sweep).run()
 
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
@@ -92,15 +124,22 @@ def _arriving(config: LiveConfig) -> tuple[str, float | None]:
 
 
 def print_run(summary: dict[str, Any], folder: Path) -> None:
-    """The numbers of a run as a table."""
+    """The numbers of a run as a table, and a line below on what they are not."""
     from rich.table import Table
 
-    table = Table(show_header=False, box=None)
-    for name, value in _lines(summary):
+    console, table = plain_console(), Table(show_header=False, box=None)
+    for name, value in (*_lines(summary), ("run record", str(_short(folder)))):
         table.add_row(name, value)
-    shown = folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
-    table.add_row("run record", str(shown))
-    plain_console().print(table)
+    console.print(table)
+    if summary["starved"]:
+        told = f" starved: the numbers are the machine's, not the policy's ({'; '.join(summary['starved'])})"
+        console.print(told, soft_wrap=True)
+    for note in summary["energy_notes"]:
+        console.print(f" {note}", soft_wrap=True)
+
+
+def _short(folder: Path) -> Path:
+    return folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
 
 
 def _lines(summary: dict[str, Any]) -> list[tuple[str, str]]:
@@ -117,7 +156,9 @@ def _lines(summary: dict[str, Any]) -> list[tuple[str, str]]:
     def kilojoules(phase: str) -> str:
         return "-" if energy[phase] is None else f"{energy[phase] / 1e3:.1f}"
 
-    lag, decision = live["client_lag_ms"], live["decision_ms"]
+    def late(kind: str) -> str:
+        return " / ".join("-" if v is None else f"{v:.2f}" for v in (live[kind]["p50"], live[kind]["p99"]))
+
     return [
         *arrivals_in_words(summary["arrivals"]),
         ("requests", f"{requests['completed']} completed, {requests['failed']} failed"),
@@ -130,9 +171,9 @@ def _lines(summary: dict[str, Any]) -> list[tuple[str, str]]:
         ("ITL p50 / p90 / p99", f"{percentiles('itl_ms')} ms"),
         ("E2E p50 / p90 / p99", f"{percentiles('e2e_ms')} ms"),
         ("goodput", "-" if summary["goodput_per_s"] is None else f"{summary['goodput_per_s']:.1f} requests/s in time"),
-        ("clock changes", f"{summary['clock_changes']}"),
-        ("client late by p50 / p99", f"{lag['p50']:.2f} / {lag['p99']:.2f} ms"),
-        ("telemetry to command p50 / p99", f"{decision['p50']:.2f} / {decision['p99']:.2f} ms"),
+        ("clock changes commanded", f"{summary['clock_changes']}"),
+        ("client late by p50 / p99", f"{late('client_lag_ms')} ms"),
+        ("telemetry to command p50 / p99", f"{late('decision_ms')} ms"),
     ]
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Annotated, Any
 
 from pydantic import Field
@@ -55,10 +57,17 @@ def router_settings(part: Part) -> RouterSettings:
     for key in part:
         if key not in known:
             raise UserError(f"router.{key}: unknown key, allowed: {', '.join(known)}")
-    try:
+    with of_section("router"):
         return RouterSettings(**part)
+
+
+@contextmanager
+def of_section(name: str) -> Iterator[None]:
+    """Say in a `UserError` in which section the key is that it names."""
+    try:
+        yield
     except UserError as error:
-        raise UserError(f"router.{error}") from error
+        raise UserError(f"{name}.{error}") from error
 
 
 def gpu_groups(found: Any, names: list[str], tp: int) -> dict[str, list[int]]:

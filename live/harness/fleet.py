@@ -10,15 +10,17 @@ from typing import Any, Literal, Protocol
 from urllib.parse import urlsplit
 
 from live.emulated.cluster import EmulatedCluster
-from live.harness.config import LiveConfig, gpu_groups
+from live.harness.config import LiveConfig, gpu_groups, of_section
 from live.servers import Endpoint, Role, Servers
 from live.sglang.environment import Environment
 from live.sglang.flags import Device
 from live.sglang.launch import SglangServers, is_healthy
+from sim.plant.build import build_plant, kv_tokens
 from voltana import checks
 from voltana.errors import UserError
 
 OnExit = Callable[[str, str], None]
+WATCH_EVERY_S = 1.0
 
 
 class Fleet(Protocol):
@@ -78,7 +80,11 @@ class EmulatedFleet:
             "decode": decode,
             "link": cluster.link.model_dump(),
         }
-        return EmulatedCluster(cluster.prefill_instances, cluster.decode_instances, plant, settings, on_exit)
+        kv_tokens(config, build_plant(config))
+        servers = EmulatedCluster(cluster.prefill_instances, cluster.decode_instances, plant, settings, on_exit)
+        with of_section("servers"):
+            servers.check()
+        return servers
 
     def gpus(self, config: LiveConfig) -> dict[str, list[int]]:
         """See `Fleet`."""
@@ -141,7 +147,7 @@ class SglangFleet:
     def servers(self, config: LiveConfig, folder: Path, on_exit: OnExit) -> SglangServers:
         """See `Fleet`."""
         groups = list(self.gpus(config).values())
-        return SglangServers(
+        servers = SglangServers(
             self._python,
             self._model,
             prefill=config.cluster.prefill_instances,
@@ -152,6 +158,9 @@ class SglangFleet:
             on_exit=on_exit,
             **self._options,  # type: ignore[arg-type]
         )
+        with of_section("servers"):
+            servers.check()
+        return servers
 
     def gpus(self, config: LiveConfig) -> dict[str, list[int]]:
         """See `Fleet`."""
@@ -195,7 +204,7 @@ class AttachedFleet:
             if found[role] != wanted:
                 asked = f"cluster.{role}_instances = {wanted}"
                 raise UserError(f"servers.{role}: found {found[role]} servers, allowed: {wanted}, since {asked}")
-        return AttachedServers(self._endpoints, self._wait_s)
+        return AttachedServers(self._endpoints, self._wait_s, on_exit)
 
     def gpus(self, config: LiveConfig) -> dict[str, list[int]]:
         """See `Fleet`."""
@@ -205,9 +214,11 @@ class AttachedFleet:
 class AttachedServers:
     """Servers of somebody else."""
 
-    def __init__(self, endpoints: Sequence[Endpoint], wait_s: float) -> None:
+    def __init__(self, endpoints: Sequence[Endpoint], wait_s: float, on_exit: OnExit) -> None:
         self.endpoints: dict[str, Endpoint] = {each.name: each for each in endpoints}
         self._wait_s = wait_s
+        self._on_exit = on_exit
+        self._watches: list[asyncio.Task[None]] = []
 
     def of(self, role: Role) -> list[Endpoint]:
         """The servers of a role."""
@@ -216,6 +227,18 @@ class AttachedServers:
     async def start(self) -> None:
         """Wait until all are healthy; see `Servers`."""
         await asyncio.gather(*map(self._healthy, self.endpoints.values()))
+        self._watches = [asyncio.create_task(self._watch(each)) for each in self.endpoints.values()]
+
+    async def _watch(self, endpoint: Endpoint) -> None:
+        """A server that takes no connection any more is gone; one that is slow to answer is not."""
+        while True:
+            await asyncio.sleep(WATCH_EVERY_S)
+            try:
+                _, writer = await asyncio.open_connection(endpoint.host, endpoint.port)
+                writer.close()
+            except OSError as error:
+                self._on_exit(endpoint.name, f"it takes no connection at {endpoint.url} any more ({error.strerror})")
+                return
 
     async def _healthy(self, endpoint: Endpoint) -> None:
         until_s = time.monotonic() + self._wait_s
@@ -225,7 +248,10 @@ class AttachedServers:
             await asyncio.sleep(0.2)
 
     async def stop(self) -> None:
-        """Nothing: they are not ours."""
+        """Look after them no longer; they are not ours to stop."""
+        for watch in self._watches:
+            watch.cancel()
+        await asyncio.gather(*self._watches, return_exceptions=True)
 
 
 def attached_endpoint(

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import json
 import logging
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -19,8 +20,9 @@ from live.clocks.client import ClockClient, ClockError, Event
 from live.clocks.control import Control, SimulatedControl
 from live.clocks.device import Reading
 from live.clocks.protocol import Lost, Refused
+from live.clocks.simulated import Load
 from live.emulated.cluster import EmulatedClocks
-from live.harness.energy import EnergyCurve, History, State, clipped
+from live.harness.energy import EnergyCurve, History, clipped
 from live.servers import Endpoint
 from live.telemetry.feed import load_of
 from live.telemetry.message import Telemetry
@@ -52,10 +54,18 @@ class Gpus(Protocol):
     power_limits_w: tuple[float, float] | None
 
     async def open(self) -> None:
-        """Take them over.
+        """Take them over; the servers need not run yet.
 
         Raises:
             UserError: that cannot be.
+        """
+        ...
+
+    async def attach(self, endpoints: Sequence[Endpoint]) -> None:
+        """The servers run, these.
+
+        Raises:
+            UserError: one does not answer.
         """
         ...
 
@@ -71,29 +81,62 @@ class Gpus(Protocol):
         """The last reading of an instance's power."""
         ...
 
-    def heard(self, telemetry: Telemetry, clock_mhz: int) -> None:
-        """Telemetry came, from an instance that was commanded this clock (0: none)."""
+    def clock_mhz(self, instance: str) -> int | None:
+        """The clock in force at the last reading, by the GPUs' own account; None where they do not tell."""
+        ...
+
+    def heard(self, telemetry: Telemetry) -> None:
+        """Telemetry came."""
+        ...
+
+    def ended(self, instance: str) -> None:
+        """The server of an instance is gone."""
         ...
 
     def begin(self, start_s: float) -> None:
-        """The run begins at this instant of the monotonic clock."""
+        """The run begins at this instant of the monotonic clock, which need not have come; meters are read from now."""
         ...
 
     async def settle(self) -> None:
         """Read all meters a last time."""
         ...
 
-    def metered(self, instance: str) -> bool:
-        """Whether the energy of an instance is known."""
+    @property
+    def known_s(self) -> float:
+        """Second of the run up to which all has been told; minus infinity before the first reading."""
         ...
 
     def rows(self, instance: str, phase: str, from_s: float, to_s: float) -> list[InstanceRow]:
-        """What an instance did in a stretch of the run, with the mean power of each row; 0 where it is not known."""
+        """What an instance did in a stretch of the run, with the mean power of each row; None where it is not known.
+
+        Stretches are asked for in order.
+        """
+        ...
+
+    def lags_ms(self) -> dict[str, dict[str, float | None]]:
+        """How far servers that emulate GPUs fell behind the clock on the wall, by instance; empty for others."""
         ...
 
     async def close(self) -> None:
         """Give them back; safe to call more than once."""
         ...
+
+
+class _Told:
+    """What an emulated server has told of its GPUs."""
+
+    def __init__(self) -> None:
+        self.rows: list[tuple[Any, ...]] = []
+        """As `live.emulated.meter.Row`, all but the time None where it has forgotten; those not asked for yet."""
+        self.count = 0
+        """How many came, those before included."""
+        self.end_s = -math.inf
+        """How long the last of them lasts."""
+        self.gone_s = math.inf
+        """When the server ended."""
+        self.power_w: float | None = None
+        self.clock_mhz: int | None = None
+        self.lag_ms: dict[str, float | None] = {}
 
 
 class EmulatedGpus:
@@ -103,7 +146,7 @@ class EmulatedGpus:
     another, the newest command wins; the server itself lets the clock settle.
 
     Args:
-        endpoints: the servers.
+        names: of the servers, in order.
         clocks_mhz, power_limits_w: of the GPUs.
         actuation: how long a command blocks.
         tp: GPUs of an instance.
@@ -113,7 +156,7 @@ class EmulatedGpus:
 
     def __init__(
         self,
-        endpoints: Sequence[Endpoint],
+        names: Sequence[str],
         clocks_mhz: Sequence[int],
         power_limits_w: tuple[float, float],
         actuation: ActuationConfig,
@@ -126,22 +169,26 @@ class EmulatedGpus:
         self.often = False
         self.clocks_mhz = clocks_mhz
         self.power_limits_w: tuple[float, float] | None = power_limits_w
-        self._endpoints = list(endpoints)
-        self._clocks = EmulatedClocks(endpoints)
-        hosts = [asyncio.Lock() for _ in range(-(-len(self._endpoints) // per_host))]
-        self._host = {each.name: hosts[place // per_host] for place, each in enumerate(self._endpoints)}
+        self._endpoints: list[Endpoint] = []
+        self._clocks = EmulatedClocks(())
+        hosts = [asyncio.Lock() for _ in range(-(-len(names) // per_host))]
+        self._host = {name: hosts[place // per_host] for place, name in enumerate(names)}
         self._call_s = actuation.block_s * tp
         self._wanted: dict[str, tuple[int, float | None]] = {}
         self._driven: dict[str, tuple[int, float | None]] = {}
         self._driving: dict[str, asyncio.Task[None]] = {}
-        self._power: dict[str, float] = {}
-        self._rows: dict[str, list[tuple[float, int, int, int, int, float]]] = {n.name: [] for n in self._endpoints}
-        self._end_s: dict[str, float] = {}
+        self._told = {name: _Told() for name in names}
         self._polls: list[asyncio.Task[None]] = []
         self._started = False
+        self._start_s = 0.0
 
     async def open(self) -> None:
-        """Connect."""
+        """Nothing: they come with the servers."""
+
+    async def attach(self, endpoints: Sequence[Endpoint]) -> None:
+        """Connect; see `Gpus`."""
+        self._endpoints = list(endpoints)
+        self._clocks = EmulatedClocks(endpoints)
         try:
             await self._clocks.connect()
         except OSError as error:
@@ -189,10 +236,20 @@ class EmulatedGpus:
 
     def power_w(self, instance: str) -> float | None:
         """The last reading; see `Gpus`."""
-        return self._power.get(instance)
+        return self._told[instance].power_w
 
-    def heard(self, telemetry: Telemetry, clock_mhz: int) -> None:
+    def clock_mhz(self, instance: str) -> int | None:
+        """The clock in force; see `Gpus`."""
+        return self._told[instance].clock_mhz
+
+    def heard(self, telemetry: Telemetry) -> None:
         """Nothing: the servers know their load."""
+
+    def ended(self, instance: str) -> None:
+        """See `Gpus`. Its GPUs are gone with it."""
+        told = self._told[instance]
+        told.gone_s = min(told.gone_s, time.monotonic())
+        told.power_w = told.clock_mhz = None
 
     def begin(self, start_s: float) -> None:
         """See `Gpus`. Before, commands act at once: the GPUs are where the policy wants them when the run begins."""
@@ -202,21 +259,27 @@ class EmulatedGpus:
         self._polls = [asyncio.create_task(self._poll(each, every_s)) for each in self._endpoints]
 
     async def _poll(self, endpoint: Endpoint, every_s: float) -> None:
-        fetched_s = time.monotonic()
+        told, fetched_s = self._told[endpoint.name], time.monotonic()
         while True:
             await asyncio.sleep(every_s)
-            with contextlib.suppress(OSError, ValueError):
-                told = await _get(endpoint, "/emulated/energy")
-                self._power[endpoint.name] = told["power_w"]
+            try:
+                now = await _get(endpoint, "/emulated/energy")
+                told.power_w, told.clock_mhz = now["power_w"], now["clock_in_force_mhz"]
                 if time.monotonic() - fetched_s >= ROWS_EVERY_S:
                     fetched_s = time.monotonic()
                     await self._fetch(endpoint)
+            except (OSError, ValueError):
+                told.power_w = told.clock_mhz = None
 
     async def _fetch(self, endpoint: Endpoint) -> None:
-        known = self._rows[endpoint.name]
-        told = await _get(endpoint, f"/emulated/rows?first={len(known)}")
-        known += [tuple(row) for row in told["rows"]]
-        self._end_s[endpoint.name] = told["end_s"]
+        told = self._told[endpoint.name]
+        answer = await _get(endpoint, f"/emulated/rows?first={told.count}")
+        if answer["first"] > told.count:
+            told.rows.append((told.end_s, *_NOTHING))
+        told.rows += [tuple(row) for row in answer["rows"]]
+        told.count = answer["first"] + len(answer["rows"])
+        told.end_s = answer["end_s"]
+        told.lag_ms = answer["lag_ms"]
 
     async def settle(self) -> None:
         """Fetch the last rows; see `Gpus`. Of a server that is gone, what was fetched before stays."""
@@ -229,18 +292,25 @@ class EmulatedGpus:
             except (OSError, ValueError):
                 logger.warning("%s does not tell its energy any more", endpoint.name)
 
-    def metered(self, instance: str) -> bool:
-        """See `Gpus`."""
-        return bool(self._rows[instance])
+    @property
+    def known_s(self) -> float:
+        """See `Gpus`; a server that is gone will tell nothing more."""
+        ends_s = [told.end_s for told in self._told.values() if told.gone_s == math.inf]
+        return min(ends_s, default=time.monotonic()) - self._start_s
 
     def rows(self, instance: str, phase: str, from_s: float, to_s: float) -> list[InstanceRow]:
         """See `Gpus`."""
-        told = self._rows[instance]
-        if not told:
-            return []
-        rows = [InstanceRow(row[0] - self._start_s, instance, phase, *row[1:]) for row in told]
-        ends_s = [*(row.time_s for row in rows[1:]), self._end_s[instance] - self._start_s]
+        told = self._told[instance]
+        afterwards = [(told.end_s, *_NOTHING), (max(told.end_s, told.gone_s), *_GONE)] if told.rows else []
+        rows = [InstanceRow(row[0] - self._start_s, instance, phase, *row[1:]) for row in (*told.rows, *afterwards)]
+        ends_s = [*(row.time_s for row in rows[1:]), math.inf]
+        over = sum(end_s <= to_s for end_s in ends_s[: len(told.rows)])
+        del told.rows[: min(over, len(told.rows) - 1)]
         return clipped(rows, ends_s, from_s, to_s)
+
+    def lags_ms(self) -> dict[str, dict[str, float | None]]:
+        """See `Gpus`."""
+        return {name: told.lag_ms for name, told in self._told.items() if told.lag_ms}
 
     async def close(self) -> None:
         """Hang up."""
@@ -249,6 +319,12 @@ class EmulatedGpus:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         await self._clocks.close()
+
+
+_NOTHING = (None, None, None, None, None)
+"""What is known of the state of an instance whose server does not answer."""
+_GONE = (None, 0, 0, 0, None)
+"""What is known where there is no server any more: it does nothing."""
 
 
 async def _get(endpoint: Endpoint, path: str) -> dict[str, Any]:
@@ -290,7 +366,10 @@ class OwnedGpus:
         self._client: ClockClient | None = None
         self._energy = {name: EnergyCurve() for name in groups}
         self._history = {name: History() for name in groups}
+        self._heard: dict[str, Telemetry] = {}
+        self._ended: set[str] = set()
         self._readings: dict[str, list[Reading]] = {}
+        self._read_s = dict.fromkeys(groups, -math.inf)
         self._start_s = 0.0
         self._reading: asyncio.Task[None] | None = None
 
@@ -318,6 +397,9 @@ class OwnedGpus:
         if ranges:
             self.power_limits_w = max(low for low, _ in ranges), min(high for _, high in ranges)
 
+    async def attach(self, endpoints: Sequence[Endpoint]) -> None:
+        """Nothing: whose they are is known."""
+
     def _happened(self, event: Event) -> None:
         if isinstance(event, Refused):
             if event.message not in self.refused:
@@ -340,18 +422,28 @@ class OwnedGpus:
             with contextlib.suppress(ClockError):
                 self._client.set_power_cap(instance, power_cap_w)
 
-    def heard(self, telemetry: Telemetry, clock_mhz: int) -> None:
+    def heard(self, telemetry: Telemetry) -> None:
         """Note what an instance does, and tell simulated GPUs; see `Gpus`."""
-        load, name = telemetry.load, telemetry.instance
-        clock = clock_mhz if self.drives else self._measured_mhz(name)
-        self._history[name].add(State(load.time_s, clock, load.batch_size, load.batch_tokens, load.queued))
+        name = telemetry.instance
+        if self._reading is not None and name not in self._ended:
+            self._note(telemetry)
+        self._heard[name] = telemetry
         if self._feeds and self._client is not None:
             with contextlib.suppress(ClockError):
                 self._client.feed(self._groups[name], load_of(telemetry))
 
-    def _measured_mhz(self, instance: str) -> int:
-        clocks = [reading.clock_mhz for reading in self._readings.get(instance, ()) if reading.clock_mhz]
-        return min(clocks, default=0)
+    def _note(self, telemetry: Telemetry) -> None:
+        published_s, load = telemetry.received_s - telemetry.transport_s, telemetry.load
+        history = self._history[telemetry.instance]
+        history.load(published_s - self._start_s, load.batch_size, load.batch_tokens, load.queued)
+
+    def ended(self, instance: str) -> None:
+        """See `Gpus`. Its GPUs rest."""
+        self._ended.add(instance)
+        self._history[instance].load(time.monotonic() - self._start_s, 0, 0, 0)
+        if self._feeds and self._client is not None:
+            with contextlib.suppress(ClockError):
+                self._client.feed(self._groups[instance], Load())
 
     # Meters
 
@@ -360,9 +452,16 @@ class OwnedGpus:
         powers = [reading.power_w for reading in self._readings.get(instance, ())]
         return sum(filter(None, powers)) if powers and None not in powers else None
 
+    def clock_mhz(self, instance: str) -> int | None:
+        """The clock in force: the lowest of the group's, which holds up the others; see `Gpus`."""
+        clocks = [reading.clock_mhz for reading in self._readings.get(instance, ())]
+        return min(clock for clock in clocks if clock is not None) if clocks and None not in clocks else None
+
     def begin(self, start_s: float) -> None:
         """Read all meters from now on; see `Gpus`."""
         self._start_s = start_s
+        for telemetry in self._heard.values():
+            self._note(telemetry)
         self._reading = asyncio.create_task(self._read())
 
     async def _read(self) -> None:
@@ -380,12 +479,17 @@ class OwnedGpus:
             return False
         of = {reading.gpu: reading for reading in readings}
         for name, group in self._groups.items():
-            mine = self._readings[name] = [of[gpu] for gpu in group if gpu in of]
-            counters = [reading.energy_j for reading in mine]
-            if len(mine) == len(group) and None not in counters:
-                time_s = sum(reading.time_s for reading in mine) / len(mine) - self._start_s
-                self._energy[name].add(time_s, sum(filter(None, counters)))
+            self._take(name, [of[gpu] for gpu in group])
         return True
+
+    def _take(self, name: str, readings: list[Reading]) -> None:
+        self._readings[name] = readings
+        time_s = sum(reading.time_s for reading in readings) / len(readings) - self._start_s
+        self._read_s[name] = time_s
+        self._history[name].clock(time_s, self.clock_mhz(name))
+        counters_j = [reading.energy_j for reading in readings if reading.energy_j is not None]
+        if len(counters_j) == len(readings):
+            self._energy[name].add(time_s, *counters_j)
 
     async def settle(self) -> None:
         """Read a last time; see `Gpus`."""
@@ -399,13 +503,18 @@ class OwnedGpus:
             await asyncio.gather(self._reading, return_exceptions=True)
             self._reading = None
 
-    def metered(self, instance: str) -> bool:
+    @property
+    def known_s(self) -> float:
         """See `Gpus`."""
-        return len(self._energy[instance]) > 1
+        return min(self._read_s.values())
 
     def rows(self, instance: str, phase: str, from_s: float, to_s: float) -> list[InstanceRow]:
         """See `Gpus`."""
         return self._history[instance].rows(instance, phase, from_s, to_s, self._energy[instance])
+
+    def lags_ms(self) -> dict[str, dict[str, float | None]]:
+        """None: these GPUs are nobody's emulation."""
+        return {}
 
     async def close(self) -> None:
         """Hang up; the owner restores what was changed."""

@@ -1,9 +1,10 @@
 """The load client, a process of its own: sends requests at their times and tells how each one went.
 
 ``python -m live.harness.load`` reads JSON lines: an `Order`, then a request each, ``[id, arrival_s, input, output]``,
-then ``null``. It writes a `Result` per request as a JSON line. It is open-loop: a request goes out at its time whatever
-became of those before it, and its times count from when it should have gone. When standard input ends before ``null``,
-or a line says ``false``, it stops at once and tells what is not done; so it does not outlive whoever started it.
+then ``null``. It writes a `Result` per request as a JSON line, and one now and then on how far it is. It is open-loop:
+a request goes out at its time whatever became of those before it, and its times count from when it should have gone.
+When standard input ends before ``null``, or a line says ``false``, it stops at once and tells what is not done; so it
+does not outlive whoever started it.
 """
 
 from __future__ import annotations
@@ -29,6 +30,9 @@ STATUS_LINE = 64
 KEPT = 4096
 """Bytes kept of the end of an answer, where its token counts are."""
 PATH = "/v1/completions"
+TELL_EVERY_S = 1.0
+PROGRESS = -1
+"""Stands for a request in a `Result` that tells no more than the last token of all so far."""
 
 
 class Order(msgspec.Struct, frozen=True):
@@ -57,8 +61,8 @@ class Result(msgspec.Struct, array_like=True, frozen=True):
     max_gap_s: float | None = None
     gaps: int = 0
     gaps_in_slo: int = 0
-    lag_s: float = 0.0
-    """How much later than its time it was sent."""
+    lag_s: float | None = None
+    """How much later than its time it was sent; None: that is not known."""
     reason: str = ""
     """Why it failed."""
 
@@ -84,7 +88,8 @@ class Stream(asyncio.Protocol):
         self._tail = b""
         self._rest = b""
         self._first_s: float | None = None
-        self._last_s: float | None = None
+        self.last_s: float | None = None
+        """When the last token came."""
         self._max_gap_s: float | None = None
         self._events = self._gaps = self._gaps_in_slo = 0
         self.ended: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
@@ -109,17 +114,17 @@ class Stream(asyncio.Protocol):
 
     def _count(self, events: int, now_s: float) -> None:
         self._events += events
-        if self._last_s is None:
+        if self.last_s is None:
             self._first_s = now_s
             self._within(events - 1)
         else:
-            gap_s = now_s - self._last_s
+            gap_s = now_s - self.last_s
             self._gaps += 1
             self._gaps_in_slo += gap_s <= self._order.itl_s
             if self._max_gap_s is None or gap_s > self._max_gap_s:
                 self._max_gap_s = gap_s
             self._within(events - 1)
-        self._last_s = now_s
+        self.last_s = now_s
 
     def _within(self, events: int) -> None:
         """Events that came with another: no time between."""
@@ -148,7 +153,7 @@ class Stream(asyncio.Protocol):
             self._request.request_id,
             status,
             self._first_s,
-            self._last_s,
+            self.last_s,
             tokens,
             self._max_gap_s,
             self._gaps,
@@ -219,6 +224,14 @@ class Client:
         stream = self._streams[request.request_id] = Stream(request, bytes_to_send, self._order, lag_s)
         self._open[request.request_id] = self._loop.create_task(self._follow(request, stream, lag_s))
 
+    async def tell_progress(self) -> None:
+        """Tell now and then when the last token came, for ever."""
+        while True:
+            await asyncio.sleep(TELL_EVERY_S)
+            times_s = [stream.last_s for stream in self._streams.values() if stream.last_s is not None]
+            if times_s:
+                self.tell(Result(PROGRESS, "unfinished", last_s=max(times_s)))
+
     async def _follow(self, request: Timed, stream: Stream, lag_s: float) -> None:
         try:
             await self._loop.create_connection(lambda: stream, self._order.host, self._order.port)
@@ -263,6 +276,7 @@ async def serve() -> None:
     tell = asyncio.StreamWriter(transport, protocol, None, loop)
     order = msgspec.json.decode(await lines.readline(), type=Order)
     client = Client(order, tell)
+    telling = loop.create_task(client.tell_progress())
     gc.collect()
     gc.freeze()
     gc.set_threshold(50_000, 20, 100)
@@ -277,6 +291,7 @@ async def serve() -> None:
         client.plan(Timed(*said))
     if whole:
         await _either(client.idle.wait(), lines.readline())
+    telling.cancel()
     client.stop()
     with contextlib.suppress(ConnectionError):
         await tell.drain()

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from live.controller import LatencyHistogram
-from live.harness.energy import energy_of
+from live.harness.energy import Metered, metered
 from live.harness.gpus import Gpus
 from live.harness.load import Result, Timed
+from live.latency import LatencyHistogram
 from live.router.core import Routed
 from voltana.record import COMPLETED, FAILED, UNFINISHED, RecordWriter, RequestRow
 from voltana.state import Slo
@@ -18,6 +19,9 @@ from voltana.summary import InstanceTotals, SummaryBuilder
 
 _WHICH = re.compile(r" for request \S+(?=:)")
 """What tells failures apart that are the same."""
+KNOWN_SHARE = 0.999
+"""Where energy is known for less of the run than this, its sum is null: what is missing would look like a saving. It is
+well within the 2 % by which the counters of GPUs agree with fine integration."""
 
 
 class LiveRecorder:
@@ -44,6 +48,10 @@ class LiveRecorder:
         self._slo = slo
         self._summary = SummaryBuilder("live", slo, policy, arrivals)
         self._names = (prefill, decode)
+        self._phases = dict.fromkeys(prefill, "prefill") | dict.fromkeys(decode, "decode")
+        self._metered = dict.fromkeys(self._phases, Metered())
+        self._recorded_s: float | None = None
+        self._seen_s = -math.inf
         self._planned: dict[int, Timed] = {}
         self._routes: dict[str, tuple[str, str]] = {}
         self.planned_all = False
@@ -83,8 +91,8 @@ class LiveRecorder:
 
     @property
     def end_s(self) -> float:
-        """The last token so far."""
-        return self._summary.end_s
+        """The last token so far, also of a request that has not ended; minus infinity before the first."""
+        return self._seen_s
 
     def on_request(self, routed: Routed) -> None:
         """The router gave a request its instances."""
@@ -99,16 +107,19 @@ class LiveRecorder:
         """The client knows better."""
 
     def take(self, result: Result, give_up: str = "") -> None:
-        """A request is over.
+        """A request is over, or its client tells how far all are.
 
         Args:
             result: what the client says.
             give_up: if not empty, a request that has not ended failed, for this reason.
         """
+        if result.last_s is not None:
+            self._seen_s = max(self._seen_s, result.last_s)
         request = self._planned.pop(result.request_id, None)
         if request is None or result.status == "unsent":
             return
-        self.lag.add(result.lag_s)
+        if result.lag_s is not None:
+            self.lag.add(result.lag_s)
         if result.status == UNFINISHED and give_up:
             result = Result(result.request_id, FAILED, lag_s=result.lag_s, reason=give_up)
         if result.status == FAILED:
@@ -159,6 +170,26 @@ class LiveRecorder:
                 self.served[instance] += 1
                 self.met[instance] += met
 
+    # Instances
+
+    def record(self, gpus: Gpus, to_s: float) -> None:
+        """Write what the instances did up to a time, in the order of time; the next call goes on from there.
+
+        Args:
+            gpus: their meters, read beyond that time.
+            to_s: not beyond the last token so far, since the record ends with the last of all.
+        """
+        from_s = self.start_s if self._recorded_s is None else self._recorded_s
+        if not from_s < to_s:
+            return
+        self._recorded_s = to_s
+        rows = {name: gpus.rows(name, phase, from_s, to_s) for name, phase in self._phases.items()}
+        for row in sorted((row for each in rows.values() for row in each), key=lambda row: row.time_s):
+            self._writer.instance(row)
+        self._writer.keep()
+        for name, each in rows.items():
+            self._metered[name] = self._metered[name].plus(metered(each, from_s, to_s))
+
     # The end
 
     def close(
@@ -169,34 +200,55 @@ class LiveRecorder:
         wall_s: float,
         interrupted: bool,
         live: Mapping[str, Any],
+        starved: Sequence[str],
     ) -> dict[str, Any]:
-        """Write the rows of the instances and the summary; return it.
+        """Write the last rows of the instances and the summary; return it.
 
         Args:
             gpus: their meters, read a last time.
-            changes: clock changes of each instance.
+            changes: clock changes commanded to each instance.
             end_s: when the run ended.
             wall_s: what the run took, start and end of servers not counted.
             interrupted: whether it was cut short.
             live: what only a live run has to tell.
+            starved: what was late because the machine was too busy.
         """
-        phases = {
-            name: phase for phase, names in zip(("prefill", "decode"), self._names, strict=True) for name in names
-        }
-        self._summary.end_s = end_s
-        rows = {name: gpus.rows(name, phase, self.start_s, end_s) for name, phase in phases.items()}
-        for row in sorted((row for each in rows.values() for row in each), key=lambda row: row.time_s):
-            self._writer.instance(row)
+        self._summary.end_s = end_s = max(end_s, self.start_s)
+        self.record(gpus, end_s)
         totals = {
-            name: InstanceTotals(phase, energy_of(rows[name], end_s), changes.get(name, 0))
-            for name, phase in phases.items()
+            name: InstanceTotals(phase, self._metered[name].energy_j, changes.get(name, 0))
+            for name, phase in self._phases.items()
         }
-        numbers = self._summary.build(totals, interrupted=interrupted, wall_s=wall_s, live=dict(live))
-        unknown = [name for name in phases if not gpus.metered(name)]
+        duration_s = end_s - self.start_s
+        shares = {name: known_share(metered, duration_s) for name, metered in self._metered.items()}
+        numbers = self._summary.build(
+            totals,
+            interrupted=interrupted,
+            wall_s=wall_s,
+            starved=list(starved),
+            energy_notes=[_note(name, self._metered[name], duration_s) for name, known in shares.items() if known < 1],
+            live={**live, "energy_known_share": shares},
+        )
+        unknown = [name for name, known in shares.items() if known < KNOWN_SHARE]
         if unknown:
             _without_energy(numbers, unknown)
         self._writer.summary(numbers)
         return numbers
+
+
+def known_share(metered: Metered, duration_s: float) -> float:
+    """Share of the run of which energy is known."""
+    return 1.0 - metered.unknown_s / duration_s if duration_s > 0 else 0.0
+
+
+def _note(name: str, metered: Metered, duration_s: float) -> str:
+    """What is not known of an instance's energy."""
+    if metered.unknown_s >= duration_s:
+        return f"{name}: no meter tells its energy"
+    counted = (
+        "not counted" if known_share(metered, duration_s) >= KNOWN_SHARE else f"the rest is {metered.energy_j:g} J"
+    )
+    return f"{name}: energy is not known for {metered.unknown_s:.3g} of {duration_s:.4g} s, {counted}"
 
 
 def _without_energy(numbers: dict[str, Any], unknown: Sequence[str]) -> None:

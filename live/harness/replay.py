@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import time
 from asyncio.subprocess import PIPE, Process
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Self
 
 import msgspec
@@ -18,8 +18,12 @@ from voltana.scripts import module_command
 
 AHEAD_S = 10.0
 """Requests are handed to the client this long before their time."""
+QUIET_S = 10.0
+"""When no request comes for longer than this, that is said."""
 STOP_S = 5.0
 CLIENT_GONE = "the load client ended"
+GONE = (ConnectionError, RuntimeError)
+"""What writing to a client that has ended raises; the second in uvloop. That it has ended is seen in what it says."""
 
 
 class ClientLostError(Exception):
@@ -32,14 +36,15 @@ class Replay:
     Args:
         order: what the client is told.
         recorder: is told of every request and its end.
+        tell: tells a person, in a line, that nothing will happen for a while.
     """
 
-    def __init__(self, order: Order, recorder: LiveRecorder) -> None:
+    def __init__(self, order: Order, recorder: LiveRecorder, tell: Callable[[str], None]) -> None:
         self._order = order
         self._recorder = recorder
         self._process: Process | None = None
         self._give_up = ""
-        self._last_arrival_s = 0.0
+        self._tell = tell
 
     async def __aenter__(self) -> Self:
         self._process = await asyncio.create_subprocess_exec(
@@ -66,7 +71,7 @@ class Replay:
 
     def _say(self, what: object) -> None:
         assert self._process is not None and self._process.stdin is not None
-        with contextlib.suppress(ConnectionError):
+        with contextlib.suppress(*GONE):
             self._process.stdin.write(msgspec.json.encode(what) + b"\n")
 
     async def run(self, requests: Iterator[Request], drain_s: float, stop: asyncio.Event) -> bool:
@@ -82,24 +87,27 @@ class Replay:
 
         Raises:
             ClientLostError: the client ended by itself; the recorder knows of all that had gone out as failed.
-            Exception: what the requests raised.
+            UserError: a request cannot be read, or what became of one not be recorded.
         """
         reading = asyncio.create_task(self._read())
         feeding = asyncio.create_task(self._feed(requests, drain_s))
-        feeding.add_done_callback(lambda task: None if _error(task) is None else stop.set())
         stopping = asyncio.create_task(stop.wait())
+        tasks = (feeding, stopping, reading)
         try:
-            await asyncio.wait((reading, stopping), return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            if feeding.done():
+                feeding.result()
+                await asyncio.wait((stopping, reading), return_when=asyncio.FIRST_COMPLETED)
             whole = reading.done()
             if not whole:
                 self._say(False)
                 await asyncio.wait((reading,), timeout=STOP_S)
+            if reading.done():
+                reading.result()
         finally:
-            for task in (feeding, stopping, reading):
+            for task in tasks:
                 task.cancel()
-            await asyncio.gather(feeding, stopping, reading, return_exceptions=True)
-        if (error := _error(feeding)) is not None:
-            raise error
+            await asyncio.gather(*tasks, return_exceptions=True)
         if whole and self._recorder.open:
             self._recorder.lose(CLIENT_GONE, time.monotonic() - self._order.start_s)
             raise ClientLostError
@@ -107,18 +115,22 @@ class Replay:
 
     async def _feed(self, requests: Iterator[Request], drain_s: float) -> None:
         assert self._process is not None and self._process.stdin is not None
+        last_s = 0.0
         for request in requests:
+            if request.arrival_s - last_s > QUIET_S:
+                wait_s = self._order.start_s + request.arrival_s - time.monotonic()
+                self._tell(f"the next request comes in {wait_s:.0f} s, at second {request.arrival_s:.0f} of the run")
+            last_s = request.arrival_s
             await self._until(request.arrival_s - AHEAD_S)
             timed = Timed(*request)
             self._recorder.plan(timed)
             self._say(timed)
-            self._last_arrival_s = request.arrival_s
             if request.request_id % 64 == 0:
-                with contextlib.suppress(ConnectionError):
+                with contextlib.suppress(*GONE):
                     await self._process.stdin.drain()
         self._recorder.planned_all = True
         self._say(None)
-        await self._until(self._last_arrival_s + drain_s)
+        await self._until(last_s + drain_s)
         self._give_up = f"it had not ended {drain_s:g} s after the last arrival"
         self._say(False)
 
@@ -133,8 +145,3 @@ class Replay:
         decode = msgspec.json.Decoder(Result).decode
         async for line in self._process.stdout:
             self._recorder.take(decode(line), self._give_up)
-
-
-def _error(task: asyncio.Task[None]) -> BaseException | None:
-    """What a task that is over raised."""
-    return None if task.cancelled() else task.exception()

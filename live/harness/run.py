@@ -1,4 +1,7 @@
-"""A live run: servers, clocks, router, replay, record; started in this order, ended in the reverse one."""
+"""A live run: clocks, policies, record, servers, router, replay; in this order, ended in the reverse one.
+
+What can be refused is refused before servers, which may take minutes to start.
+"""
 
 from __future__ import annotations
 
@@ -6,21 +9,24 @@ import asyncio
 import gc
 import logging
 import signal
+import socket
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import AsyncExitStack, contextmanager
+from collections.abc import AsyncIterator, Coroutine, Iterator, Mapping
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from live.clocks.control import Control, NvmlControl, ObserveControl, SimulatedControl
 from live.controller import Controller
 from live.harness.config import LiveConfig, router_settings
-from live.harness.fleet import Fleet
+from live.harness.fleet import Fleet, names_of
 from live.harness.gpus import EmulatedGpus, Gpus, OwnedGpus
 from live.harness.load import Order
 from live.harness.recorder import LiveRecorder
 from live.harness.replay import CLIENT_GONE, ClientLostError, Replay
+from live.harness.starved import starved
 from live.harness.view import View
 from live.router.command import tune_gc
 from live.router.fleet import Backend
@@ -29,13 +35,15 @@ from live.servers import Endpoint, Servers
 from live.telemetry.message import Telemetry
 from live.telemetry.subscriber import Subscriber
 from sim.plant.build import build_plant, gpus_per_host, kv_tokens
-from sim.plant.predictor import load_predictor
-from traces.build import build_requests
+from sim.plant.predictor import AUTO, load_predictor, predictor_file
+from traces.build import build_requests, foreseen
 from voltana.bundle import Bundle, Offers, build_bundle
 from voltana.compose import instantiate
-from voltana.errors import PolicyError, UserError
-from voltana.record import RecordWriter
-from voltana.state import FrequencyController, LoadSnapshot
+from voltana.ecopred import EcoPred
+from voltana.errors import PolicyError, RunError, UserError
+from voltana.record import RecordWriter, claim
+from voltana.record.provenance import dependencies, provenance
+from voltana.state import LoadSnapshot
 
 logger = logging.getLogger("voltana.live")
 
@@ -44,6 +52,8 @@ LEAD_S = 1.0
 HEAR_S = 15.0
 """Every server must publish telemetry within so long; idle ones do so every second."""
 SHOW_EVERY_S = 0.5
+RECORD_EVERY_S = 2.0
+"""What the instances did is handed to the writer this often."""
 
 
 @dataclass
@@ -57,6 +67,13 @@ class _Happened:
     wrong: Exception | None = None
     """The first that a policy raised or answered wrongly."""
 
+    def check(self, client_lost: bool) -> None:
+        """Raise `RunError` if the record does not reach to the end of the requests."""
+        if self.lost:
+            raise RunError(f"control: the owner of clocks is gone ({self.lost}); the record ends there")
+        if client_lost:
+            raise RunError(f"{CLIENT_GONE} before its requests had; the record ends there")
+
 
 class LiveRun:
     """One run.
@@ -66,19 +83,35 @@ class LiveRun:
         values: the same as plain values, for the record.
         folder: of the record.
         view: shows how it goes.
+        overwrite: whether the finished record of another configuration may be replaced.
+        sweep: which sweep the run belongs to (`voltana.sweeps`).
     """
 
-    def __init__(self, config: LiveConfig, values: Mapping[str, Any], folder: Path, view: View) -> None:
+    def __init__(
+        self,
+        config: LiveConfig,
+        values: Mapping[str, Any],
+        folder: Path,
+        view: View,
+        *,
+        overwrite: bool = False,
+        sweep: Mapping[str, Any] | None = None,
+    ) -> None:
         self._config = config
         self._values = values
         self._folder = folder
         self._view = view
+        self._overwrite = overwrite
+        self._sweep = sweep
+        self._predictor_file: Path | None = None
         self._plant = build_plant(config)
+        self._names = names_of(config)
         self._fleet: Fleet = instantiate(config.servers)
         self._control: Control = instantiate(config.control)
         self._settings = router_settings(config.router)
         self._requests = build_requests(config)
         self._happened = _Happened()
+        self._gpus: Gpus | None = None
         self._stop = asyncio.Event()
         self._replaying = False
         self._loads: dict[str, LoadSnapshot] = {}
@@ -89,8 +122,9 @@ class LiveRun:
         """Do it all; return the summary.
 
         Raises:
-            UserError: something in the configuration is wrong, or a part could not be started or was lost.
-        PolicyError: a policy raised or answered what is not allowed; what had happened is in the record.
+            UserError: something in the configuration is wrong, or a part could not be started.
+            PolicyError: a policy raised or answered what is not allowed; what had happened is in the record.
+            RunError: the owner of clocks or the load client was lost; what had happened is in the record.
             KeyboardInterrupt: it was interrupted; what had happened is in the record.
         """
         task = asyncio.current_task()
@@ -122,23 +156,53 @@ class LiveRun:
 
     async def _run(self) -> dict[str, Any]:
         async with AsyncExitStack() as stack:
+            self._check_requests()
+            check_address(self._settings.host, self._settings.port)
             servers = self._fleet.servers(self._config, self._folder, self._server_ended)
-            stack.push_async_callback(servers.stop)
-            self._view.say("starting servers")
-            await servers.start()
-            gpus = self._gpus(servers)
+            gpus = self._gpus = self._build_gpus()
             stack.push_async_callback(gpus.close)
             await gpus.open()
             bundle = self._bundle(gpus)
             controllers = [*bundle.prefill_controllers, *bundle.decode_controllers]
             gpus.often = any(getattr(part, "reads_power", False) for part in controllers)
             subscriber = stack.enter_context(Subscriber())
-            controller = await self._controller(servers, gpus, bundle, subscriber)
+            clocks_mhz = list(gpus.clocks_mhz) or list(self._plant.gpu.clocks())
+            parts = dict(zip(self._names, controllers, strict=True))
+            controller = Controller(
+                parts,
+                gpus,
+                subscriber,
+                blind_mhz=clocks_mhz[-1],
+                power_w=gpus.power_w,
+                on_error=self._policy_failed,
+            )
+            record = stack.enter_context(ExitStack())
+            writer = self._writer(record)
+            stack.push_async_callback(servers.stop)
+            self._view.say("starting servers")
+            await servers.start()
+            await gpus.attach([*servers.of("prefill"), *servers.of("decode")])
+            stack.push_async_callback(gpus.close)
+            await self._connect(servers, gpus, controller, subscriber, clocks_mhz[-1])
             stack.callback(controller.stop)
-            return await self._measure(stack, servers, gpus, bundle, subscriber, controller)
+            summary = await self._measure(stack, servers, gpus, bundle, subscriber, controller, writer)
+            record.close()
+            return summary
+
+    def _writer(self, stack: ExitStack) -> RecordWriter:
+        values, folder = self._values, self._folder
+        about = provenance("live", dependencies("live", values, self._predictor_file), self._sweep)
+        claimed = stack.enter_context(claim(folder, values, overwrite=self._overwrite))
+        return stack.enter_context(RecordWriter(folder, values, provenance=about, claimed=claimed))
+
+    def _check_requests(self) -> None:
+        """Read all requests once."""
+        foreseen(self._config)
 
     def _server_ended(self, name: str, message: str) -> None:
         self._happened.ended[name] = message
+        if self._gpus is not None:
+            self._gpus.ended(name)
         self._view.say(f"{name} ended: {message}")
 
     def _policy_failed(self, error: Exception) -> None:
@@ -153,14 +217,13 @@ class LiveRun:
 
     # Parts
 
-    def _gpus(self, servers: Servers) -> Gpus:
+    def _build_gpus(self) -> Gpus:
         config, plant = self._config, self._plant
         drives = not isinstance(self._control, ObserveControl)
         if self._fleet.emulated:
-            endpoints = [*servers.of("prefill"), *servers.of("decode")]
             limits = (plant.gpu.power_limit_min_w, plant.gpu.power_limit_w)
             return EmulatedGpus(
-                endpoints,
+                self._names,
                 plant.gpu.clocks(),
                 limits,
                 config.actuation,
@@ -183,26 +246,21 @@ class LiveRun:
             clocks_mhz=lambda: list(gpus.clocks_mhz) or plant.gpu.clocks(),
             power_limits_w=lambda: gpus.power_limits_w or own,
             kv_capacity_tokens=lambda: kv_tokens(config, plant),
-            predictor=lambda: load_predictor(config.predictor, config, plant),
+            predictor=cache(self._predictor),
         )
         return build_bundle(config, offers)
 
-    async def _controller(self, servers: Servers, gpus: Gpus, bundle: Bundle, subscriber: Subscriber) -> Controller:
-        """The controller, hearing all servers; started where clocks are driven."""
-        names = ([each.name for each in servers.of("prefill")], [each.name for each in servers.of("decode")])
-        lists = (bundle.prefill_controllers, bundle.decode_controllers)
-        parts: dict[str, FrequencyController] = {
-            name: part for each, parts in zip(names, lists, strict=True) for name, part in zip(each, parts, strict=True)
-        }
-        clocks_mhz = list(gpus.clocks_mhz) or list(self._plant.gpu.clocks())
-        controller = Controller(
-            parts,
-            gpus,
-            subscriber,
-            blind_mhz=clocks_mhz[-1],
-            power_w=gpus.power_w,
-            on_error=self._policy_failed,
-        )
+    def _predictor(self) -> EcoPred:
+        config = self._config
+        self._predictor_file = file = predictor_file(config.predictor, config)
+        if config.predictor == AUTO and not file.is_file():
+            self._view.say("predictor=auto: profiling the plant and fitting, once")
+        return load_predictor(config.predictor, config, self._plant)
+
+    async def _connect(
+        self, servers: Servers, gpus: Gpus, controller: Controller, subscriber: Subscriber, highest_mhz: int
+    ) -> None:
+        """Hear all servers; start the controller where clocks are driven."""
         for endpoint in servers.endpoints.values():
             subscriber.connect(endpoint.telemetry)
         subscriber.attach(asyncio.get_running_loop())
@@ -216,12 +274,13 @@ class LiveRun:
                 controller.on_telemetry(telemetry)
                 clock_mhz = controller.clock_mhz(telemetry.instance)
             else:
-                clock_mhz = telemetry.load.clock_mhz or clocks_mhz[-1]
+                clock_mhz = telemetry.load.clock_mhz or highest_mhz
             self._loads[telemetry.instance] = telemetry.load._replace(clock_mhz=clock_mhz)
-            gpus.heard(telemetry, clock_mhz)
+            gpus.heard(telemetry)
 
+        for telemetry in subscriber.latest.values():
+            heard(telemetry)
         subscriber.on_telemetry = heard
-        return controller
 
     async def _hear_all(self, servers: Servers, subscriber: Subscriber) -> None:
         until_s = time.monotonic() + HEAR_S
@@ -256,56 +315,72 @@ class LiveRun:
         bundle: Bundle,
         subscriber: Subscriber,
         controller: Controller,
+        writer: RecordWriter,
     ) -> dict[str, Any]:
         config = self._config
         prefill, decode = ([each.name for each in servers.of(role)] for role in ("prefill", "decode"))
         requests = self._requests
-        writer = stack.enter_context(RecordWriter(self._folder, self._values))
         recorder = LiveRecorder(writer, config.slo.objectives, config.policy.about(), prefill, decode, requests.about)
         start_s = time.monotonic() + LEAD_S
         router = await stack.enter_async_context(self._router(servers, bundle, recorder, start_s))
         order = Order(
             self._settings.host, router.port, start_s, config.slo.objectives.itl_s, config.client.token_ids, config.seed
         )
-        replay = await stack.enter_async_context(Replay(order, recorder))
+        replay = await stack.enter_async_context(Replay(order, recorder, self._view.say))
         tune_gc()
+        gpus.begin(start_s)
         await asyncio.sleep(max(0.0, start_s - time.monotonic()))
         subscriber.begin()
-        gpus.begin(start_s)
         self._replaying = True
-        showing = asyncio.create_task(self._show(start_s, recorder, gpus, prefill + decode))
         client_lost = False
         try:
-            whole = await replay.run(requests, config.drain_s, self._stop)
+            async with self._meanwhile(self._show(start_s, recorder, gpus), self._record(recorder, gpus)):
+                whole = await replay.run(requests, config.drain_s, self._stop)
         except ClientLostError:
             whole, client_lost = False, True
         finally:
-            showing.cancel()
             gc.unfreeze()
             self._replaying = False
         now_s = time.monotonic() - start_s
-        if not recorder.ended:
-            self._check_policies()
-            raise requests.none_arrived()
         await gpus.settle()
-        changes = {name: controller.changes(name) for name in prefill + decode}
+        changes = {name: controller.changes(name) for name in self._names}
         end_s = recorder.end_s if whole and recorder.completed else now_s
         live = self._about(recorder, controller, subscriber, gpus)
-        summary = recorder.close(gpus, changes, end_s, now_s, not whole, live)
+        late = starved(live["client_lag_ms"], live["transport_ms"], live["server_lag_ms"])
+        summary = recorder.close(gpus, changes, end_s, now_s, not whole, live, late)
         self._view.end()
         self._check_policies()
-        if self._happened.lost:
-            raise UserError(f"control: the owner of clocks is gone ({self._happened.lost}); the record ends there")
-        if client_lost:
-            raise UserError(f"{CLIENT_GONE} before its requests had; the record ends there")
+        self._happened.check(client_lost)
         if not whole:
             raise KeyboardInterrupt
         return summary
 
-    async def _show(self, start_s: float, recorder: LiveRecorder, gpus: Gpus, names: list[str]) -> None:
+    @asynccontextmanager
+    async def _meanwhile(self, *works: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
+        """Do this besides; what one of them raises ends the replay."""
+        tasks = [asyncio.create_task(work) for work in works]
+        for task in tasks:
+            task.add_done_callback(lambda task: None if task.cancelled() else self._stop.set())
+        try:
+            yield
+        finally:
+            for task in tasks:
+                task.cancel()
+            outcomes = await asyncio.gather(*tasks, return_exceptions=True)
+        for outcome in outcomes:
+            if isinstance(outcome, Exception):
+                raise outcome
+
+    @staticmethod
+    async def _record(recorder: LiveRecorder, gpus: Gpus) -> None:
         while True:
-            powers = {name: gpus.power_w(name) for name in names}
-            self._view.show(time.monotonic() - start_s, recorder, self._loads, powers)
+            await asyncio.sleep(RECORD_EVERY_S)
+            recorder.record(gpus, min(recorder.end_s, gpus.known_s))
+
+    async def _show(self, start_s: float, recorder: LiveRecorder, gpus: Gpus) -> None:
+        while True:
+            meters = {name: (gpus.clock_mhz(name), gpus.power_w(name)) for name in self._names}
+            self._view.show(time.monotonic() - start_s, recorder, self._loads, meters)
             await asyncio.sleep(SHOW_EVERY_S)
 
     def _about(
@@ -317,7 +392,8 @@ class LiveRun:
             "control": self._config.control.get("name"),
             "client_lag_ms": recorder.lag.summary_ms(),
             "decision_ms": controller.decision_latency.summary_ms(),
-            "transport_ms": controller.transport_latency.summary_ms(),
+            "transport_ms": subscriber.transport_latency.summary_ms(),
+            "server_lag_ms": gpus.lags_ms(),
             "decision_errors": controller.errors,
             "telemetry_lost": subscriber.lost,
             "commands_refused": dict(refused),
@@ -325,3 +401,12 @@ class LiveRun:
             "servers_ended": dict(self._happened.ended),
             "privileged": isinstance(self._control, NvmlControl),
         }
+
+
+def check_address(host: str, port: int) -> None:
+    """Raise `UserError` if the router could not listen there."""
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        socket.create_server((host, port), family=family).close()
+    except OSError as error:
+        raise UserError(f"router.host, router.port: cannot listen at {host}:{port} ({error.strerror})") from error

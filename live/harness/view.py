@@ -14,6 +14,9 @@ if TYPE_CHECKING:
 
 LINE_EVERY_S = 10.0
 
+Meters = tuple[int | None, float | None]
+"""Clock in force, MHz, and power, W, of an instance; None: not told."""
+
 
 class Progress(Protocol):
     """How far the requests of a run are."""
@@ -57,7 +60,7 @@ class View:
         self._console.print(message, soft_wrap=True)
 
     def show(
-        self, now_s: float, progress: Progress, loads: Mapping[str, LoadSnapshot], powers_w: Mapping[str, float | None]
+        self, now_s: float, progress: Progress, loads: Mapping[str, LoadSnapshot], meters: Mapping[str, Meters]
     ) -> None:
         """The present state."""
         if self._console.is_terminal:
@@ -66,7 +69,7 @@ class View:
 
                 self._live = Live(console=self._console, auto_refresh=False, transient=True)
                 self._live.start()
-            self._live.update(self.table(now_s, progress, loads, powers_w), refresh=True)
+            self._live.update(self.table(now_s, progress, loads, meters), refresh=True)
         elif now_s >= self._next_line_s:
             self._next_line_s = now_s + LINE_EVERY_S
             self.say(self._line(now_s, progress))
@@ -84,7 +87,7 @@ class View:
         return f"{now_s:5.0f}{of} s: {progress.completed} completed{failed}; {met}"
 
     def table(
-        self, now_s: float, progress: Progress, loads: Mapping[str, LoadSnapshot], powers_w: Mapping[str, float | None]
+        self, now_s: float, progress: Progress, loads: Mapping[str, LoadSnapshot], meters: Mapping[str, Meters]
     ) -> RenderableType:
         """A row per instance, with the share of its requests in time (TTFT or ITL), and all together."""
         from rich.console import Group
@@ -95,14 +98,14 @@ class View:
         table.add_column("instance")
         for name in ("clock MHz", "batch", "tokens", "queue", "power W", "TTFT or ITL met"):
             table.add_column(name, justify="right")
-        for name, power_w in powers_w.items():
+        for name, (clock_mhz, power_w) in meters.items():
             load = loads.get(name)
             if load is None:
                 table.add_row(name, *["-"] * 6)
                 continue
-            power = "-" if power_w is None else f"{power_w:.0f}"
-            state = (str(load.clock_mhz or "-"), str(load.batch_size), str(load.batch_tokens), str(load.queued))
-            table.add_row(name, *state, power, _share(progress.met[name], progress.served[name]))
+            clock, power = ("-" if value is None else f"{value:.0f}" for value in (clock_mhz, power_w))
+            state = (str(load.batch_size), str(load.batch_tokens), str(load.queued))
+            table.add_row(name, clock, *state, power, _share(progress.met[name], progress.served[name]))
         return Group(table, Text(self._line(now_s, progress)))
 
 

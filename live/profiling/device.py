@@ -10,6 +10,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from voltana.errors import UserError
+from voltana.extras import require
 
 if TYPE_CHECKING:
     import torch
@@ -195,12 +196,9 @@ def open_device(name: str) -> Device:
     Raises:
         UserError: torch is missing, or sees no such device.
     """
-    try:
-        import torch
-    except ImportError as error:
-        raise UserError(
-            "profile.source: found torch, which is not installed; allowed: after pip install 'voltana[live]'"
-        ) from error
+    require("profile.source=torch", "profile")
+    import torch
+
     if name == "cpu":
         return Cpu()
     kind, _, number = name.partition(":")

@@ -17,6 +17,8 @@ from voltana.errors import UserError
 SETTLE_S = 0.05
 """From the end of a clock command until the clock is in force, where the GPU does not tell: twice an A100's."""
 ANSWER_S = 10.0
+SAME_CLOCK = 0.02
+"""A clock may be read by this share higher than it was set; how much lower, is for power limits and rest to say."""
 
 
 class Meter(NamedTuple):
@@ -139,6 +141,9 @@ class OwnedGpus:
         if isinstance(event, Refused):
             raise UserError(f"control: {instance} cannot be set to {clock_mhz} MHz: {event.message}")
         await asyncio.sleep(self._settle_s)
+        found = (await self.read(instance)).clock_mhz
+        if found is not None and found > clock_mhz * (1 + SAME_CLOCK):
+            raise UserError(f"control: {instance} was set to {clock_mhz} MHz and runs at {found} MHz")
         self._on_clock(instance, clock_mhz / self.clocks_mhz[-1])
 
     async def read(self, instance: str) -> Meter:

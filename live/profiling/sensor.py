@@ -115,8 +115,9 @@ class Watch:
 
     @property
     def power_w(self) -> float | None:
-        """Mean power between the first and the last tick of the counter; None if there were not two."""
-        if len(self._ticks) < 2:
+        """Mean power between the first and the last tick of the counter; None without two, or if it went back."""
+        counted_j = [energy_j for _, energy_j in self._ticks]
+        if len(counted_j) < 2 or counted_j != sorted(counted_j):
             return None
         (start_s, first_j), (end_s, last_j) = self._ticks[0], self._ticks[-1]
         return (last_j - first_j) / (end_s - start_s)

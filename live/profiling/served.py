@@ -273,8 +273,11 @@ def mean_power_w(readings: Sequence[Meter], iterations: Sequence[Iteration], idl
         idle_w: power at rest; None: there was no rest.
 
     Returns:
-        None if the counter did not move twice.
+        None if the counter did not move twice, or went back, as one that started again does.
     """
+    counted_j = [reading.energy_j for reading in readings if reading.energy_j is not None]
+    if counted_j != sorted(counted_j):
+        return None
     ticks = [
         (later.time_s, later.energy_j)
         for earlier, later in itertools.pairwise(readings)

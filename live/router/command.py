@@ -11,15 +11,17 @@ import sys
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from live.router.fleet import Backend
-from live.router.server import RouterServer
 from live.router.settings import RouterSettings
 from voltana.ecopred import EcoPred
 from voltana.errors import UserError
+from voltana.extras import require
 from voltana.routing import EcoRoute, RandomRouter, RoundRobin
 from voltana.state import Router, Slo
+
+if TYPE_CHECKING:
+    from live.router.fleet import Backend
 
 GC_THRESHOLDS = (50_000, 50, 1000)
 """The stream path makes no cycles, so the collector rarely has anything to find."""
@@ -31,6 +33,7 @@ def main() -> None:
     arguments = _parser().parse_args()
     logging.basicConfig(format="%(asctime)s %(message)s", level=logging.INFO)
     try:
+        require("voltana-router", "live")
         run(_serve(arguments))
     except UserError as error:
         print(f"voltana-router: error: {error}", file=sys.stderr)
@@ -72,6 +75,9 @@ def _parser() -> argparse.ArgumentParser:
 
 
 async def _serve(arguments: argparse.Namespace) -> None:
+    from live.router.fleet import Backend
+    from live.router.server import RouterServer
+
     settings = RouterSettings(**{field.name: getattr(arguments, field.name) for field in fields(RouterSettings)})
     router = RouterServer(
         [_prefill(text) for text in arguments.prefill],
@@ -94,6 +100,8 @@ async def _serve(arguments: argparse.Namespace) -> None:
 
 
 def _prefill(text: str) -> Backend:
+    from live.router.fleet import Backend
+
     url, _, port = text.rpartition(",")
     if not url or not port.isdigit() or not 0 < int(port) < 65536:
         raise UserError(f"--prefill: found {text!r}, allowed: URL,BOOTSTRAP_PORT")

@@ -127,18 +127,35 @@ class SglangServers:
 
     # Start
 
+    def check(self) -> None:
+        """Look at all that can be known to be wrong before a server starts.
+
+        Raises:
+            UserError: no such interpreter, no such folder of a model, or logs cannot be written.
+        """
+        if not self._python.is_file():
+            raise UserError(f"python: found no {self._python}, allowed: the interpreter of an environment with SGLang")
+        if self._model.startswith(("/", "./", "../")) and not Path(self._model).is_dir():
+            raise UserError(f"model: found no {self._model}, allowed: a folder with a model, or the name of one")
+        unknown = [role for role in self._role_flags if role not in ("prefill", "decode", "unified")]
+        if unknown:
+            raise UserError(f"role_flags: found {unknown[0]!r}, allowed: prefill, decode, unified")
+        if self._logs is not None:
+            try:
+                self._logs.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise UserError(f"logs: {self._logs}: {error.strerror}, allowed: a folder to write to") from error
+
     async def start(self) -> None:
         """Start all servers and wait until they are healthy; progress goes to the log.
 
         Raises:
             UserError: a server could not be started, ended, or was not healthy in time. All others are stopped.
         """
-        if not self._python.is_file():
-            raise UserError(f"python: found no {self._python}, allowed: the interpreter of an environment with SGLang")
+        self.check()
         # Short, for the path of a socket may have no more than 107 characters.
         self._folder = folder = Path(tempfile.mkdtemp(prefix="voltana-sglang-"))
         logs = self._logs or folder
-        logs.mkdir(parents=True, exist_ok=True)
         try:
             await self._start_all(folder, logs)
         except BaseException as error:

@@ -10,6 +10,7 @@ from typing import NamedTuple, Self
 
 import zmq
 
+from live.latency import LatencyHistogram
 from live.telemetry.message import Clock, Message, Telemetry, WrongMessageError, decode
 from voltana.state import LoadSnapshot
 
@@ -99,6 +100,8 @@ class Subscriber:
         self.sources: dict[str, Source] = {}
         self.rejected = 0
         """Messages that could not be read."""
+        self.transport_latency = LatencyHistogram()
+        """From the publication of a message until its arrival here, since the run began."""
         self.start = Clock.now()
         self._sockets: list[tuple[zmq.Socket[bytes], Decoder]] = []
         self._detach: Callable[[], None] = lambda: None
@@ -122,6 +125,7 @@ class Subscriber:
     def begin(self) -> None:
         """A run starts now: times and counters are 0 at this instant."""
         self.start = Clock.now()
+        self.transport_latency = LatencyHistogram()
         for source in self.sources.values():
             source.begin()
 
@@ -187,6 +191,7 @@ class Subscriber:
             message.clock.seconds_to(now),
         )
         self.latest[message.instance] = telemetry
+        self.transport_latency.add(max(0.0, telemetry.transport_s))
         if self.on_telemetry is not None:
             self.on_telemetry(telemetry)
 

@@ -13,7 +13,7 @@ from voltana.summary import InstanceTotals, SummaryBuilder
 SLO = Slo(ttft_s=0.6, itl_s=0.06)
 
 WriteRun = Callable[..., Path]
-State = tuple[float, str, int, int, float]
+State = tuple[float, str, int | None, int, float | None]
 """Time, instance, clock, batch size, power."""
 
 

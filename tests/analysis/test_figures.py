@@ -363,3 +363,46 @@ def test_same_figure_same_bytes(tmp_path: Path, write_run: WriteRun, ending: str
 def test_output_format() -> None:
     with pytest.raises(UserError, match=r"out: found a.jpg, allowed: a path that ends in .png, .pdf, .svg"):
         output_path("a.jpg")
+
+
+def test_timeline_has_a_gap_where_nothing_is_known(tmp_path: Path, write_run: WriteRun) -> None:
+    states = [
+        (0.0, "decode-0", 1410, 3, 200.0),
+        (1.0, "decode-0", None, 3, None),
+        (3.0, "decode-0", 1395, 3, 150.0),
+        (0.0, "decode-1", None, 3, None),
+    ]
+    axes = timeline(load_runs([write_run("0", "voltana", instances=states)])).axes
+    clock, power = points(axes[0], "clock_mhz"), points(axes[2], "power_w")
+    assert clock[0] == (0, 1410) and power[0] == (0, 200) and power[2] == (3, 150)
+    assert np.isnan([clock[1][1], power[1][1], *(value for _, value in points(axes[5], "power_w"))]).all()
+    assert axes[0].get_yticks().tolist() == [1395, 1410] and axes[2].get_ylim()[1] > 200
+
+
+@pytest.mark.filterwarnings("error")
+def test_means_of_dense_steps_are_over_what_is_known(tmp_path: Path, write_run: WriteRun) -> None:
+    states = [(i / 500, "decode-0", 1410, 1, None if 500 <= i < 1000 or i % 2 else 150.0) for i in range(2000)]
+    axis = timeline(load_runs([write_run("0", "voltana", instances=states)]), [0, 4]).axes[2]
+    means = line(axis, "power_w_mean").get_ydata()
+    assert np.isnan(means[25:50]).all() and np.delete(means, range(25, 50)) == pytest.approx(150.0)
+
+
+def test_energy_that_is_not_known_is_not_drawn(tmp_path: Path, write_run: WriteRun) -> None:
+    for index, (policy, energy) in enumerate((("static_max", 200), ("voltana", 150), ("agft", 170))):
+        folder = write_run(str(index), policy, energy)
+    summary = json.loads((folder / "summary.json").read_text())
+    summary["energy_j"]["total"] = None
+    (folder / "summary.json").write_text(json.dumps(summary))
+    runs = load_runs([tmp_path])
+    ttft, _, energy_axis = curves(runs).axes
+    assert {name for name in ("static_max", "voltana", "agft") if labelled(energy_axis, name)} == {
+        "static_max",
+        "voltana",
+    }
+    assert labelled(ttft, "agft")
+    (axis,) = tradeoff(runs, "static_max").axes
+    assert {str(container.get_label()) for container in axis.containers} == {"static_max", "voltana"}
+
+
+def labelled(axis: Axes, name: str) -> bool:
+    return any(found.get_label() == name and len(found.get_xydata()) for found in axis.get_lines())

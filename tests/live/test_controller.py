@@ -12,9 +12,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from live.controller import Controller, LatencyHistogram
+from live.controller import Controller
 from live.emulated.bench import Alternating
 from live.emulated.cluster import EmulatedClocks, EmulatedCluster
+from live.latency import LatencyHistogram
 from live.telemetry.message import IDLE, Telemetry
 from live.telemetry.subscriber import Subscriber
 from sim.compose import compose_sim
@@ -195,7 +196,9 @@ def test_quantiles_of_the_histogram(latencies: list[float], share: float) -> Non
 
 
 def test_an_empty_histogram() -> None:
-    assert LatencyHistogram().summary_ms() == {"count": 0, "p50": 0.0, "p99": 0.0, "max": 0.0}
+    """No latency is not a latency of zero."""
+    assert LatencyHistogram().summary_ms() == {"count": 0, "p50": None, "p99": None, "max": None}
+    assert LatencyHistogram().quantile_s(0.5) is None
 
 
 async def busy(cluster: EmulatedCluster, output_tokens: int) -> None:

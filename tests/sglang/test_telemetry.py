@@ -154,6 +154,6 @@ async def test_the_controller_follows_the_load(stack: Any) -> None:
     assert controller.errors == 0
     summary = controller.decision_latency.summary_ms()
     print(
-        f"\ndecision: {json.dumps(summary)} ms, transport: {json.dumps(controller.transport_latency.summary_ms())} ms"
+        f"\ndecision: {json.dumps(summary)} ms, transport: {json.dumps(subscriber.transport_latency.summary_ms())} ms"
     )
     assert summary["count"] > 100 and summary["p50"] < 2

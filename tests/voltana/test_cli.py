@@ -1,4 +1,4 @@
-"""Bad input ends in one line and status 2, an interrupt in 130, a bug in its traceback."""
+"""Bad input ends in one line and status 2, a run gone wrong in 3, an interrupt in 130, a bug in its traceback."""
 
 import subprocess
 import sys
@@ -11,7 +11,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from voltana.cli import hydra_command
-from voltana.errors import RunsCrashedError, UserError
+from voltana.errors import RunError, RunsCrashedError, UserError
 
 SIM = """
 defaults:
@@ -152,6 +152,21 @@ def test_sweep_reports_its_refused_jobs_after_the_last(run: Run) -> None:
     assert status == 2
     assert finished == [1, 3]
     assert err == "voltana-sim: error: 1 of 3 jobs refused, the first: job 1 (rps=2): rps: found 2, allowed: odd\n"
+
+
+@pytest.mark.parametrize(("also_refused", "status"), [(False, 3), (True, 2)])
+def test_a_run_that_went_wrong_has_a_status_of_its_own(run: Run, also_refused: bool, status: int) -> None:
+    def job(config: DictConfig) -> None:
+        if config.rps == 1:
+            raise RunError("a server died, decode-1: it ended by signal 9")
+        if also_refused:
+            raise UserError("rps: found 2, allowed: odd")
+
+    line = "a server died, decode-1: it ended by signal 9\n"
+    assert run("rps=1", job=job) == (3, "", f"voltana-sim: error: {line}")
+    found, _, err = run("-m", "rps=1,2", job=job)
+    assert found == status
+    assert err.endswith(f"the first: job 0 (rps=1): {line}")
 
 
 @pytest.mark.parametrize(

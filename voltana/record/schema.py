@@ -36,16 +36,17 @@ class RequestRow(NamedTuple):
 
 
 class InstanceRow(NamedTuple):
-    """The state of an instance from `time_s` on."""
+    """The state of an instance from `time_s` on; what is not known is None, which happens in live runs alone."""
 
     time_s: float
     instance: str
     phase: str
-    clock_mhz: int
-    batch_size: int
-    kv_tokens: int
-    queued: int
-    power_w: float
+    clock_mhz: int | None
+    """In force, by the GPU's own account."""
+    batch_size: int | None
+    kv_tokens: int | None
+    queued: int | None
+    power_w: float | None
 
 
 _NAME = pa.dictionary(pa.int32(), pa.string())
@@ -68,10 +69,10 @@ INSTANCE_SCHEMA = pa.schema(
         pa.field("time_s", pa.float64(), nullable=False),
         pa.field("instance", _NAME, nullable=False),
         pa.field("phase", _NAME, nullable=False),
-        pa.field("clock_mhz", pa.int32(), nullable=False),
-        pa.field("batch_size", pa.int32(), nullable=False),
-        pa.field("kv_tokens", pa.int64(), nullable=False),
-        pa.field("queued", pa.int32(), nullable=False),
-        pa.field("power_w", pa.float64(), nullable=False),
+        pa.field("clock_mhz", pa.int32()),
+        pa.field("batch_size", pa.int32()),
+        pa.field("kv_tokens", pa.int64()),
+        pa.field("queued", pa.int32()),
+        pa.field("power_w", pa.float64()),
     ]
 )

@@ -24,8 +24,8 @@ from omegaconf import OmegaConf
 from live.clocks import access
 from live.clocks.changes import Changes
 from live.clocks.client import ClockClient, Event
+from live.clocks.limits import Limits
 from live.clocks.owner import serve
-from live.clocks.schedule import Limits
 from live.clocks.simulated import SimulatedGpu
 from sim.plant import EngineSpec, GpuSpec, ModelSpec, Plant
 
@@ -268,7 +268,7 @@ def own(
 
     def go(*options: str, gpus: str = "0,1,2") -> subprocess.Popen[str]:
         (tmp_path / access.SOCKET_NAME).unlink(missing_ok=True)  # of one that was killed
-        arguments = ["-m", "live.clocks.owner", "--gpus", gpus, "--folder", str(tmp_path), *options]
+        arguments = ["-m", "live.clocks.command", "--gpus", gpus, "--folder", str(tmp_path), *options]
         process = spawn(arguments, env=standin.environment)
         wait_until(lambda: (tmp_path / access.SOCKET_NAME).exists() or process.poll() is not None, "the socket")
         return process
@@ -281,7 +281,7 @@ def refused(spawn: Callable[..., subprocess.Popen[str]]) -> Callable[..., str]:
     """Start an owner that is to refuse; returns its words, which are one line."""
 
     def go(*options: str, **popen: Any) -> str:
-        process = spawn(["-m", "live.clocks.owner", *options], **popen)
+        process = spawn(["-m", "live.clocks.command", *options], **popen)
         _, text = process.communicate(timeout=PATIENCE_S)
         assert process.returncode == 2, text
         assert "Traceback" not in text

@@ -117,7 +117,7 @@ def test_restore_alone(own: Go, standin: Any, connect: Go, spawn: Go, tmp_path: 
     clocks = connect(tmp_path / SOCKET)
     clocks.own("a", [2])
     clocks.wait_for(Applied, clocks.set_clock("a", 1005))
-    restore = ["-m", "live.clocks.owner", "--restore", "--folder", str(tmp_path)]
+    restore = ["-m", "live.clocks.command", "--restore", "--folder", str(tmp_path)]
     while_it_runs = spawn(restore, env=standin.environment)
     assert "another owner is running" in while_it_runs.communicate(timeout=20)[1]
     assert standin.locked() == [0, 0, 1005, 0]

@@ -58,6 +58,15 @@ def test_playback_follows_the_recording() -> None:
     assert gpu.read().energy_j is None
 
 
+def test_where_a_counter_started_again_its_energy_is_unknown() -> None:
+    """Between the rows nothing is made up that falls, or that stands still."""
+    rows = [Reading(0, float(second), 80.0, energy_j, 1410) for second, energy_j in enumerate((100.0, 5.0, 25.0))]
+    now = [0.0]
+    gpu = ReplayGpu(INFO, rows, now=lambda: now[0])
+    for now[0], energy_j in ((0.0, None), (0.5, None), (1.0, 5.0), (1.5, 15.0)):
+        assert gpu.read().energy_j == energy_j
+
+
 def test_commands_are_checked_and_change_nothing() -> None:
     gpu = ReplayGpu(INFO, ROWS, now=lambda: 0.0)
     gpu.lock_clock(1005)

@@ -226,7 +226,7 @@ class TestAccess:
             if part != Path("/tmp") and part != Path("/"):
                 part.chmod(part.stat().st_mode | 0o011)
         files = ["--simulate", str(settings_file), "--folder", str(folder)]
-        spawn(["-m", "live.clocks.owner", "--gpus", "0", *files, *options])
+        spawn(["-m", "live.clocks.command", "--gpus", "0", *files, *options])
         wait_until((folder / "clocks.sock").exists, "the socket")
         return folder / "clocks.sock"
 

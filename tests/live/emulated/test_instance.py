@@ -178,7 +178,8 @@ def test_laws(phase: str, plant: Plant, plan: list[Step]) -> None:
     end_s = instance.now_s
     meter = instance.meter
     meter.close_row(end_s)
-    rows = meter.rows(0)
+    first, rows = meter.rows(0)
+    assert first == 0 and meter.rows(len(rows)) == (len(rows), [])
     ends = [*(row.time_s for row in rows[1:]), end_s][: len(rows)]
     integral = sum(row.power_w * (end - row.time_s) for row, end in zip(rows, ends, strict=True))
     assert integral == pytest.approx(meter.energy_j(end_s), rel=1e-9, abs=1e-9)

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import pytest
 
-from live.harness.energy import energy_of
+from live.harness.energy import metered
 from voltana.record import InstanceRow, RunRecord
 
 COMMAND = Path(sys.executable).parent / "voltana-live"
@@ -140,7 +140,7 @@ def start(tmp_path: Path, cache: Path) -> Iterator[Callable[..., Started]]:
 
     def go(*overrides: str) -> Started:
         place = tmp_path / f"run{len(started)}"
-        place.mkdir()
+        place.mkdir(exist_ok=True)
         short = ("trace=lognormal", "trace.output_max=150")
         settings = ("rps=20", "duration_s=3", "policy=static_max", *short, *SMALL_PROFILE, *overrides)
         started.append(Started(place, cache, settings))
@@ -207,7 +207,20 @@ def _checked(folder: Path) -> RunRecord:
     assert (done.ttft_s > 0).all() and (done.finish_s >= done.first_token_s).all()
     assert set(done.prefill_instance) <= {"prefill-0", "prefill-1"}
     assert set(done.decode_instance) <= {"decode-0", "decode-1"}
+    assert (instances.time_s <= summary["end_s"]).all()
     for name, energy_j in summary["energy_j"]["per_instance"].items():
-        rows = [InstanceRow(*row) for row in instances[instances.instance == name].itertuples(index=False)]
-        assert energy_of(rows, summary["end_s"]) == pytest.approx(energy_j)
+        rows = rows_of(record, name)
+        told = metered(rows, summary["start_s"], summary["end_s"])
+        share = summary["live"]["energy_known_share"][name]
+        assert told.unknown_s == pytest.approx((1 - share) * summary["duration_s"], abs=1e-6)
+        if energy_j is None:
+            assert share < 1 and any(note.startswith(name) for note in summary["energy_notes"])
+        else:
+            assert told.energy_j == pytest.approx(energy_j)
     return record
+
+
+def rows_of(record: RunRecord, name: str) -> list[InstanceRow]:
+    frame = record.instances()
+    rows = frame[frame.instance == name].astype(object)
+    return [InstanceRow(*row) for row in rows.where(rows.notna(), None).itertuples(index=False)]

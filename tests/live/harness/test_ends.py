@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from tests.live.harness.conftest import rows_of
 from voltana.record import RunRecord
 
 Start = Callable[..., Any]
@@ -39,11 +40,18 @@ def test_interrupted_before_it_began_it_leaves_nothing(start: Start) -> None:
     run.nothing_is_left()
 
 
-def test_killed_it_leaves_nothing(start: Start) -> None:
+def test_killed_it_leaves_a_record_of_what_had_happened_and_nothing_else(start: Start) -> None:
     run = start("duration_s=60")
     run.says("of 60 s:")
+    run.goes_on(7)
     run.signal(signal.SIGKILL)
-    run.end()
+    ended = run.end()
+    record = RunRecord(ended.folder, unfinished=True)
+    requests, instances = record.requests(), record.instances()
+    assert requests.finish_s.max() > 2
+    assert set(instances.instance) == {"prefill-0", "prefill-1", "decode-0", "decode-1"}
+    assert (instances.groupby("instance").time_s.max() > 2).all() and instances.power_w.notna().all()
+    assert record.provenance["source"] == "live"
     run.nothing_is_left()
 
 
@@ -53,8 +61,9 @@ def test_a_killed_server_takes_only_its_requests_with_it(start: Start, checked: 
     run.goes_on(4)
     os.kill(run.child("live.emulated --config .*decode-1.json"), signal.SIGKILL)
     ended = run.end()
-    assert ended.status == 0, ended.output
-    assert "decode-1 ended: it ended by signal 9" in ended.output
+    assert ended.status == 3, ended.output
+    last = ended.output.strip().splitlines()[-1]
+    assert last == "voltana-live: error: a server died, decode-1: it ended by signal 9"
     record = checked(ended.folder)
     requests = record.requests()
     failed = requests[requests.status != "completed"]
@@ -62,6 +71,9 @@ def test_a_killed_server_takes_only_its_requests_with_it(start: Start, checked: 
     assert record.summary["live"]["failures"]
     assert record.summary["live"]["servers_ended"] == {"decode-1": "it ended by signal 9"}
     assert (requests[requests.arrival_s > 8.5].status == "completed").all()
+    assert not record.interrupted and record.summary["energy_j"]["total"] is None
+    after = rows_of(record, "decode-1")[-1]
+    assert (after.batch_size, after.clock_mhz, after.power_w) == (0, None, None)
     run.nothing_is_left()
 
 
@@ -71,7 +83,7 @@ def test_without_its_client_it_ends(start: Start, checked: Checked) -> None:
     run.goes_on(4)
     os.kill(run.child("live.harness.load"), signal.SIGKILL)
     ended = run.end()
-    assert ended.status == 2
+    assert ended.status == 3
     assert "the load client ended before its requests had" in ended.output
     summary = checked(ended.folder).summary
     assert summary["interrupted"] and summary["requests"]["failed"] > 0

@@ -19,9 +19,9 @@ class Progress:
 
 def test_a_row_per_instance() -> None:
     console = Console(file=StringIO(), width=100, record=True)
-    loads = {"prefill-0": IDLE._replace(clock_mhz=1005, queued=2), "decode-0": IDLE._replace(batch_size=7)}
-    powers = {"prefill-0": 73.2, "decode-0": None, "decode-1": None}
-    console.print(View(console, "voltana", 60.0).table(12.0, Progress(), loads, powers))
+    loads = {"prefill-0": IDLE._replace(clock_mhz=1410, queued=2), "decode-0": IDLE._replace(batch_size=7)}
+    meters = {"prefill-0": (1005, 73.2), "decode-0": (None, None), "decode-1": (None, None)}
+    console.print(View(console, "voltana", 60.0).table(12.0, Progress(), loads, meters))
     rows = {line.split()[0]: line.split()[1:] for line in console.export_text().splitlines() if "-" in line}
     assert rows["prefill-0"] == ["1005", "0", "0", "2", "73", "60.0", "%"]
     assert rows["decode-0"] == ["-", "7", "0", "0", "-", "100.0", "%"]

@@ -276,3 +276,9 @@ def test_hiccups_are_left_out_on_both_sides(durations: list[float]) -> None:
     kept = sorted(each.duration_s for each in trimmed(iterations))
     assert len(kept) == len(durations) - 2 * (len(durations) // 10)
     assert kept[0] >= min(durations) and kept[-1] <= max(durations)
+
+
+def test_power_over_a_counter_that_started_again_is_unknown() -> None:
+    readings = [Meter(float(second), energy_j, 1410) for second, energy_j in enumerate((100.0, 200.0, 5.0, 105.0))]
+    assert mean_power_w(readings, [], None) is None
+    assert mean_power_w([*readings[2:], Meter(4.0, 205.0, 1410)], [], None) == pytest.approx(100.0)
