@@ -420,8 +420,9 @@ def test_profile_then_fit_then_use_the_predictor(call: Call, tmp_path: Path) -> 
     assert profiled.status == 0 and "table.csv" in profiled.out
     samples = read_profile(tmp_path / "table.csv")
     assert {sample.clock_mhz for sample in samples} == {1005, 1410}
-    fitted = call(sim.commands.fit, "table=table.csv", "out=mine.json")
+    fitted = call(analysis.commands.fit, "table=table.csv", "out=mine.json", "figure=drawn/mine.png")
     assert fitted.status == 0 and "MAPE" in fitted.out
+    assert (tmp_path / "drawn" / "mine.png").stat().st_size > 20_000
     run = call(sim.commands.simulate, *SMALL, "predictor=mine.json", "hydra.run.dir=run")
     assert run.status == 0
 
@@ -429,9 +430,10 @@ def test_profile_then_fit_then_use_the_predictor(call: Call, tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("command", "arguments", "says"),
     [
-        (sim.commands.fit, ["table=none.csv"], "none.csv: cannot be read"),
-        (sim.commands.fit, ["table=bad.csv"], "bad.csv:2"),
-        (sim.commands.fit, ["profil=bad.csv"], "profil"),
+        (analysis.commands.fit, ["table=none.csv"], "none.csv: cannot be read"),
+        (analysis.commands.fit, ["table=bad.csv"], "bad.csv:2"),
+        (analysis.commands.fit, ["profil=bad.csv"], "profil"),
+        (analysis.commands.fit, ["figure=lines.gif"], "figure: found lines.gif, allowed: a path that ends in .png"),
         (sim.commands.profile, ["profile.clocks_mhz=[1000,1410]"], "profile.clocks_mhz: found 1000"),
         (sim.commands.profile, ["profile.clocks_mhz=[1005]"], "profile.clocks_mhz"),
         (sim.commands.profile, ["profile.prefill.tokens=[20,10]"], "profile.prefill.tokens: found [20, 10]"),
