@@ -1,5 +1,6 @@
 """A policy gets what it asks for by name, its parameters from YAML, and every mistake is one line with its key."""
 
+import importlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -229,3 +230,12 @@ def test_every_part_we_ship_says_what_it_is(group: str) -> None:
         text = (CONF / group / f"{name}.yaml").read_text()
         assert text.startswith("# ")
         assert {"_target_", "defaults"} & set(yaml.safe_load(text))
+
+
+def test_every_rival_says_what_is_fitted_by_us() -> None:
+    targets = {str(yaml.safe_load(path.read_text()).get("_target_")) for path in (CONF / "frequency").glob("*.yaml")}
+    rivals = sorted(target for target in targets if target.startswith("voltana.rivals."))
+    assert len(rivals) >= 10
+    for target in rivals:
+        module, _, name = target.rpartition(".")
+        assert "**Fitted by us**" in str(getattr(importlib.import_module(module), name).__doc__), target
