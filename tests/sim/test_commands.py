@@ -337,7 +337,7 @@ def test_what_cannot_be_run_so_is_one_line(call: Call, words: list[str], says: s
 
 
 def test_every_command_tells_the_version(call: Call) -> None:
-    for command in (sim.commands.simulate, sim.commands.fit, analysis.commands.compare, analysis.commands.plot):
+    for command in (sim.commands.simulate, analysis.commands.fit, analysis.commands.compare, analysis.commands.plot):
         assert call(command, "--version").out.split() == [ANY, voltana.__version__]
 
 
@@ -358,7 +358,7 @@ def test_a_damaged_cached_predictor_is_fitted_again(
 def test_output_that_cannot_be_written_is_one_line(call: Call, tmp_path: Path, out: str) -> None:
     quick = ("profile.clocks_mhz=[1005,1410]", "profile.decode.max_batch=32", "profile.prefill.samples=8")
     assert call(sim.commands.profile, "out=table.csv", *quick).status == 0
-    for command, words in ((sim.commands.profile, quick), (sim.commands.fit, ("table=table.csv",))):
+    for command, words in ((sim.commands.profile, quick), (analysis.commands.fit, ("table=table.csv",))):
         outcome = call(command, f"out={out}", *words)
         assert outcome.status == 2 and out in outcome.err and outcome.err.count("\n") == 1
 
