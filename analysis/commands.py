@@ -1,4 +1,4 @@
-"""The console scripts `voltana-compare` and `voltana-plot`."""
+"""The console scripts `voltana-fit`, `voltana-compare` and `voltana-plot`."""
 
 from __future__ import annotations
 
@@ -66,6 +66,26 @@ def _plot(config: DictConfig) -> None:
     print(f"Wrote {out}")
 
 
+def _fit(config: DictConfig) -> None:
+    from analysis import figures, predictor
+    from voltana.fitting import fit_ecopred
+    from voltana.profile import read_profile
+
+    options = _options(config)
+    source, out, seed, drawn = Path(options["table"]), Path(options["out"]), options["seed"], options["figure"]
+    if not isinstance(seed, int) or seed < 0:
+        raise UserError(f"seed: found {seed!r}, allowed: a whole number from 0")
+    figure = None if drawn is None else figures.output_path(str(drawn), "figure")
+    samples = read_profile(source)
+    fitted = fit_ecopred(samples, {"table": source.name}, seed)
+    fitted.save(out)
+    plain_console().print(predictor.error_table(fitted, samples, f"EcoPred from {source}"))
+    print(f"written to {out}")
+    if figure is not None:
+        figures.save(predictor.draw(fitted, samples), figure, "figure")
+        print(f"drawn to {figure}")
+
+
 def _options(config: DictConfig) -> dict[str, Any]:
     from omegaconf import OmegaConf
 
@@ -121,3 +141,4 @@ def _gap_as_override(words: list[str]) -> list[str]:
 
 
 plot = hydra_command("plot", _plot, program="voltana-plot")
+fit = hydra_command("fit", _fit, program="voltana-fit")

@@ -75,19 +75,19 @@ class PublishedPoint(NamedTuple):
     values: tuple[float, ...]
 
 
-def output_path(out: str) -> Path:
+def output_path(out: str, key: str = "out") -> Path:
     """The file to write; its ending chooses the format."""
     path = Path(out)
     if path.suffix not in _FORMATS:
-        raise UserError(f"out: found {out}, allowed: a path that ends in {', '.join(_FORMATS)}")
+        raise UserError(f"{key}: found {out}, allowed: a path that ends in {', '.join(_FORMATS)}")
     return path
 
 
-def save(figure: Figure, path: Path) -> None:
+def save(figure: Figure, path: Path, key: str = "out") -> None:
     """Write a figure; the same figure gives the same bytes.
 
     Raises:
-        UserError: it cannot be written.
+        UserError: it cannot be written; names the key.
     """
     drawn = io.BytesIO()
     with style.figure_style():
@@ -95,7 +95,7 @@ def save(figure: Figure, path: Path) -> None:
     try:
         write_whole(path, drawn.getvalue())
     except UserError as error:
-        raise UserError(f"out: {error}") from error
+        raise UserError(f"{key}: {error}") from error
 
 
 def curves(runs: RunSet, published: str | None = None, x: str = RATE) -> Figure:

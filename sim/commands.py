@@ -39,11 +39,6 @@ def profile() -> None:
     hydra_command("profiling", _profile, program="voltana-profile")()
 
 
-def fit() -> None:
-    """voltana-fit: learn EcoPred from a profile table."""
-    hydra_command("fit", _fit, program="voltana-fit")()
-
-
 def _simulate(config: DictConfig) -> None:
     from hydra.core.hydra_config import HydraConfig
 
@@ -159,34 +154,3 @@ def profile_plant(values: dict[str, Any], out: Path) -> None:
     samples = profiling.profile_plant(build_plant(checked), checked.profile)
     write_profile(out, samples)
     print(f"{len(samples)} samples at {len(checked.profile.clocks_mhz)} clocks written to {out}")
-
-
-def _fit(config: DictConfig) -> None:
-    from rich.table import Table
-
-    from voltana.fitting import fit_ecopred, held_out_error
-    from voltana.profile import read_profile
-    from voltana.resolve import resolve
-
-    values = resolve(config)
-    source, out, seed = Path(values["table"]), Path(values["out"]), values["seed"]
-    if not isinstance(seed, int) or seed < 0:
-        raise UserError(f"seed: found {seed!r}, allowed: a whole number from 0")
-    samples = read_profile(source)
-    predictor = fit_ecopred(samples, {"table": source.name}, seed)
-    predictor.save(out)
-    table = Table(title=f"EcoPred from {source}", title_justify="left")
-    for name in ("error on", "clock (MHz)", "phase", "samples", "MAE (ms)", "MAPE (%)"):
-        table.add_column(name, justify="left" if name in ("error on", "phase") else "right")
-    reports = [("held-out fifth", "all", predictor.about["held_out_error"])]
-    reports += [
-        ("all samples", str(clock), held_out_error(predictor, [s for s in samples if s.clock_mhz == clock]))
-        for clock in predictor.clocks_mhz
-    ]
-    for what, clock, report in reports:
-        for phase, error in report.items():
-            table.add_row(
-                what, clock, phase, str(error["samples"]), f"{error['mae_ms']:.3f}", f"{error['mape_pct']:.2f}"
-            )
-    plain_console().print(table)
-    print(f"written to {out}")

@@ -29,15 +29,21 @@ class RequestFlow(ABC):
             self._fail(job)
             return
         job.prefill = self._to_prefill.dispatch(info(job))
+        if self._to_decode.at_arrival:
+            job.decode = self._to_decode.dispatch(info(job))
         self._queue(job, job.prefill)
 
     def _prefilled(self, job: Job) -> None:
         """A request has its first token; the others are made by a decode instance."""
         if job.finished:
+            if job.decode is not None:
+                self._to_decode.withdraw(info(job), job.decode)
+                job.decode = None
             self._end(job)
             return
         assert job.prefill is not None
-        job.decode = self._to_decode.dispatch(info(job))
+        if job.decode is None:
+            job.decode = self._to_decode.dispatch(info(job))
         self._hand_over(job, job.prefill, job.decode)
 
     def _fail(self, job: Job) -> None:

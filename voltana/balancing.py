@@ -1,4 +1,4 @@
-"""Plain load balancers: routers that even out load and know nothing of clocks. For either phase."""
+"""Routers that go by counts alone and need no predictor. For either phase."""
 
 from __future__ import annotations
 
@@ -51,29 +51,37 @@ class PowerOfTwo:
 
 
 class TileAware:
-    """Fill the open GEMM tile first, as a variant of VoltanaLLM's released router does for decode (arXiv 2509.04827).
+    """Fill open GEMM tiles, as the configuration does that VoltanaLLM's released demo calls EcoRoute (its code).
 
     Decode time and energy rise in steps of `tile` requests (the rows of a GEMM tile), so a request beyond a full tile
-    costs most. Among the instances whose last tile is open, the fullest tile wins; if none is open, the instance with
-    the fewest requests starts a new one. An empty instance has no open tile. Equals take turns (ours: the released code
-    takes the first).
+    costs most. While every instance has fewer than `tile` requests, the least (current clock, requests) wins. Else, of
+    those whose last tile is open or that are empty, the one with fewest tiles wins, then with most requests; with no
+    tile open, the same among all. Requests still in prefill count, as the instance is chosen when a request arrives.
+    Equals: the first.
 
     Args:
         tile: requests per tile.
     """
 
+    at_arrival = True
+
     def __init__(self, *, tile: int = 128) -> None:
         self._tile = int(checks.number("tile", tile, low=1))
-        self._last = -1
 
     def route(self, request: RequestInfo, candidates: Sequence[InstanceLoad]) -> int:
         """Apply the rule of the class."""
         tile = self._tile
-        self._last = _least(
-            [tile - filled if (filled := load.requests % tile) else tile + load.requests for load in candidates],
-            self._last + 1,
-        )
-        return self._last
+        calm = least_clock_below_a_tile(candidates, tile)
+        if calm is not None:
+            return calm
+        orders = [(n > 0 and n % tile == 0, -(-n // tile), -n) for n in (load.requests for load in candidates)]
+        return orders.index(min(orders))
+
+
+def least_clock_below_a_tile(candidates: Sequence[InstanceLoad], tile: int) -> int | None:
+    """The rule both released routers begin with: while nobody has a full tile, the least (current clock, requests)."""
+    calm = [(load.clock_mhz, load.requests) for load in candidates]
+    return None if max(n for _, n in calm) >= tile else calm.index(min(calm))
 
 
 def _least(values: Sequence[int], turn: int) -> int:

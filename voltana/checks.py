@@ -30,6 +30,13 @@ def number(
     return value
 
 
+def budget_s(objective_s: float, margin: float, objective_ms: float | None = None) -> float:
+    """The latency that a policy controls to: the run's objective, or one of its own, less a share held back."""
+    if objective_ms is not None:
+        objective_s = number("objective_ms", objective_ms, above=0) / 1e3
+    return objective_s * (1 - number("margin", margin, above=-10, high=0.99))
+
+
 def clock(name: str, value: int, supported_mhz: Sequence[int]) -> int:
     """Check that the GPU has a clock and return it."""
     if isinstance(value, bool) or value not in supported_mhz:

@@ -48,6 +48,9 @@ class Dispatcher:
         self._sent_tokens = [0] * len(telemetry)
         self.reads_load: bool = getattr(router, "reads_load", True)
         """Whether the router looks at the loads at all."""
+        self.at_arrival: bool = getattr(router, "at_arrival", False)
+        """Whether decode is chosen when a request arrives."""
+        self._counts_tokens: bool = getattr(router, "counts_tokens_sent", True)
         self._told = [Standing(0, 0, 0, 0, 0)] * len(telemetry)
         self._loads = [InstanceLoad(0, 0, 0)] * len(telemetry)
 
@@ -66,13 +69,20 @@ class Dispatcher:
         return InstanceLoad(
             clock_mhz,
             requests + self._sent_requests[index] - arrived_requests,
-            tokens + self._sent_tokens[index] - arrived_tokens,
+            tokens + self._sent_tokens[index] - arrived_tokens if self._counts_tokens else tokens,
         )
 
     def dispatch(self, request: RequestInfo) -> int:
         """Route a request and count it as sent; nothing is counted if the router raises."""
         chosen = self._router.route(request, tuple(self.loads() if self.reads_load else self._loads))
-        self._sent_requests[chosen] += 1
-        self._sent_tokens[chosen] += request.prompt_tokens
-        self._loads[chosen] = self._load(chosen)
+        self._count(chosen, 1, request.prompt_tokens)
         return chosen
+
+    def withdraw(self, request: RequestInfo, chosen: int) -> None:
+        """A request that was counted as sent will never arrive."""
+        self._count(chosen, -1, -request.prompt_tokens)
+
+    def _count(self, index: int, requests: int, tokens: int) -> None:
+        self._sent_requests[index] += requests
+        self._sent_tokens[index] += tokens
+        self._loads[index] = self._load(index)

@@ -46,11 +46,13 @@ class EcoFreq:
     4. else the lowest level whose predicted latency is within the budget, highest if none is.
 
     The budget is the ITL objective in decode, and in prefill the TTFT objective less the longest wait of the batch;
-    the objective is first scaled by `1 - margin`. The release loosens it instead: its preset has margin -0.35.
+    the objective is first scaled by `1 - margin`. The release loosens it instead: its preset has margin -0.35, and
+    objectives of its own.
 
     Args:
         levels_mhz: clocks to choose from, a list, or a range like 1005..1410 of all the GPU has.
         margin: share of the objective held back; below 1.
+        objective_ms: controls to this objective; None: to the run's.
         interval_s: decide at most this often, from the medians of batch size and tokens since the last decision;
             0 decides at every iteration.
         rate_window_s: window of rule 1.
@@ -67,6 +69,7 @@ class EcoFreq:
         *,
         levels_mhz: Sequence[int] | str = (1005, 1410),
         margin: float = 0.0,
+        objective_ms: float | None = None,
         interval_s: float = 0.0,
         rate_window_s: float = 1.0,
         max_requests_per_s: float | None = None,
@@ -74,8 +77,7 @@ class EcoFreq:
         idle_s: float = 5.0,
     ) -> None:
         self._levels = checks.levels("levels_mhz", levels_mhz, clocks_mhz)
-        scale = 1 - checks.number("margin", margin, above=-10, high=0.99)
-        self._objective_s = scale * (slo.ttft_s if phase == "prefill" else slo.itl_s)
+        self._objective_s = checks.budget_s(slo.ttft_s if phase == "prefill" else slo.itl_s, margin, objective_ms)
         self._latency = predictor.levels(phase, self._levels)
         self._interval_s = checks.number("interval_s", interval_s, low=0)
         self._idle_s = checks.number("idle_s", idle_s, above=0)

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from voltana import checks
+from voltana.balancing import least_clock_below_a_tile
 from voltana.ecopred import BIN_ENDS, EcoPred
 from voltana.state import InstanceLoad, RequestInfo, Slo
 
@@ -75,25 +76,20 @@ class _StateSpace:
 
     def __init__(
         self,
-        slo: Slo,
         clocks_mhz: Sequence[int],
         predictor: EcoPred,
         levels_mhz: Sequence[int] | str,
-        margin: float,
+        budget_s: float,
         settled_tokens: float,
         growth_tokens: float,
     ) -> None:
         self._levels = checks.levels("levels_mhz", levels_mhz, clocks_mhz)
-        self._budget_s = slo.itl_s * (1 - checks.number("margin", margin, above=-10, high=0.99))
+        self._budget_s = budget_s
         self._latency = predictor.levels("decode", self._levels)
         self._planes = np.array(self._latency.by_bin).transpose(2, 1, 0).copy()
         self._settled = checks.number("settled_tokens", settled_tokens, low=0)
         self._growth = checks.number("growth_tokens", growth_tokens, low=0)
         self.top = len(self._levels) - 1
-
-    def level_of(self, clock_mhz: int) -> int:
-        """Index of the lowest level that is at least a clock."""
-        return next((i for i, level in enumerate(self._levels) if level >= clock_mhz), self.top)
 
     def what_if(self, request: RequestInfo, load: InstanceLoad) -> _WhatIf:
         """Judge one instance."""
@@ -159,7 +155,8 @@ class EcoRoute:
         settled_tokens: float = 2,
         growth_tokens: float = 50,
     ) -> None:
-        self._space = _StateSpace(slo, clocks_mhz, predictor, levels_mhz, margin, settled_tokens, growth_tokens)
+        budget_s = checks.budget_s(slo.itl_s, margin)
+        self._space = _StateSpace(clocks_mhz, predictor, levels_mhz, budget_s, settled_tokens, growth_tokens)
         self._last = -1
 
     def route(self, request: RequestInfo, candidates: Sequence[InstanceLoad]) -> int:
@@ -188,16 +185,27 @@ class EcoRoute:
 
 
 class EcoRouteReleased:
-    """The router as released, which differs from the paper's in its tie rules.
+    """The what-if router as released, which chooses by other rules than the paper's (VoltanaLLM's code, `fadr`).
 
-    An instance "rises" if its level would rise or would be the top level. While every batch is below one tile of
-    `tile` requests, the least (current clock, requests) wins. Else, if the clocks of the candidates are more than one
-    level apart, the lowest clock wins. Else instances that do not rise come first, among them the highest clock, then
-    the fewest tiles, then the most requests (which fills the open tile); if all rise or none does, they take turns.
+    n is the number of requests at a decode instance, those still in prefill included, as the instance is chosen when a
+    request arrives. While every n is below `tile`, the least (current clock, n) wins. Else an instance is judged as
+    by EcoRoute, and it "rises" if its level would rise or would be the top level. Its standing is (place, sign, tiles,
+    -n): the place, among the levels, of the level it would rise to (sign 1) or that it has (sign -1); tiles of
+    `tile` requests, full or open; and the most requests first.
+
+    1. If the least and the greatest standing are more than one place apart, the least wins.
+    2. Else those that do not rise come first, of them the highest level; then those that rise, the lowest level first.
+       Within a level the fewest tiles win, then the most requests (which fills the open tile).
+
+    Equals: the first.
 
     Args: as `EcoRoute`, and
+        objective_ms: ITL objective of the what-if; None: the run's.
         tile: requests per GEMM tile.
     """
+
+    at_arrival = True
+    counts_tokens_sent = False
 
     def __init__(
         self,
@@ -206,31 +214,29 @@ class EcoRouteReleased:
         predictor: EcoPred,
         *,
         levels_mhz: Sequence[int] | str = (1005, 1095, 1200, 1305, 1410),
-        margin: float = -0.35,
+        margin: float = 0.0,
+        objective_ms: float | None = None,
         settled_tokens: float = 2,
         growth_tokens: float = 50,
         tile: int = 128,
     ) -> None:
-        self._space = _StateSpace(slo, clocks_mhz, predictor, levels_mhz, margin, settled_tokens, growth_tokens)
+        budget_s = checks.budget_s(slo.itl_s, margin, objective_ms)
+        self._space = _StateSpace(clocks_mhz, predictor, levels_mhz, budget_s, settled_tokens, growth_tokens)
         self._tile = int(checks.number("tile", tile, low=1))
-        self._turn = RoundRobin()
 
     def route(self, request: RequestInfo, candidates: Sequence[InstanceLoad]) -> int:
         """Apply the rule of the class."""
-        everyone = range(len(candidates))
-        if max(load.requests for load in candidates) < self._tile:
-            return min(everyone, key=lambda i: (candidates[i].clock_mhz, candidates[i].requests))
-        level = [self._space.level_of(load.clock_mhz) for load in candidates]
-        if max(level) - min(level) > 1:
-            return min(everyone, key=lambda i: (level[i], candidates[i].requests))
-        rises = [self._rises(request, load) for load in candidates]
-        if all(rises) or not any(rises):
-            return self._turn.route(request, candidates)
-        return min((i for i in everyone if not rises[i]), key=lambda i: self._fill_order(candidates[i]))
+        calm = least_clock_below_a_tile(candidates, self._tile)
+        if calm is not None:
+            return calm
+        standings = [self._standing(request, load) for load in candidates]
+        if max(standings)[0] - min(standings)[0] > 1:
+            return standings.index(min(standings))
+        orders = [(sign * place, tiles, fewest) for place, sign, tiles, fewest in standings]
+        return orders.index(min(orders))
 
-    def _rises(self, request: RequestInfo, load: InstanceLoad) -> bool:
+    def _standing(self, request: RequestInfo, load: InstanceLoad) -> tuple[int, int, int, int]:
         view = self._space.what_if(request, load)
-        return view.then > view.now or view.then == self._space.top
-
-    def _fill_order(self, load: InstanceLoad) -> tuple[int, int, int]:
-        return -load.clock_mhz, -(-load.requests // self._tile), -load.requests
+        rises = view.then > view.now or view.then == self._space.top
+        place = 1 + (view.then if rises else view.now)
+        return place, 1 if rises else -1, -(-load.requests // self._tile), -load.requests

@@ -52,7 +52,7 @@ def _script(module: str, function: str) -> Callable[[], object]:
 sim = _script("sim.commands", "simulate")
 check = _script("sim.check.command", "main")
 profile = _script("sim.commands", "profile")
-fit = _script("sim.commands", "fit")
+fit = _script("analysis.commands", "fit")
 compare = _script("analysis.commands", "compare")
 plot = _script("analysis.commands", "plot")
 live = _script("live.harness.command", "main")

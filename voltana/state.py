@@ -99,7 +99,7 @@ class InstanceLoad(NamedTuple):
     requests: int
     """Running, queued, or on their way."""
     tokens: int
-    """Prefill: prompt tokens not yet computed. Decode: KV tokens held or on their way."""
+    """Prefill: prompt tokens not yet computed. Decode: KV tokens held or, if the router counts them, on their way."""
 
 
 class FrequencyController(Protocol):
@@ -119,8 +119,10 @@ class FrequencyController(Protocol):
 class Router(Protocol):
     """Chooses the instance that takes a request.
 
-    A router may set `reads_load = False` to say that it looks at nothing but the number of candidates; what it is
-    given then need not be up to date.
+    A router may set class attributes. `reads_load = False`: it looks at nothing but the number of candidates; what it
+    is given then need not be up to date. `at_arrival = True`, for decode: it chooses when a request arrives, and until
+    the request's KV cache has come, counts it as on its way (otherwise it is asked once prefill is done; a live router
+    asks any at arrival). `counts_tokens_sent = False`: the tokens it sees are those of the telemetry alone.
     """
 
     def route(self, request: RequestInfo, candidates: Sequence[InstanceLoad]) -> int:

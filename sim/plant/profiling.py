@@ -34,9 +34,9 @@ def profile_plant(plant: Plant, config: ProfileConfig) -> list[Sample]:
 
 
 def _prefill_loads(config: PrefillProfile) -> Iterator[tuple[int, int]]:
-    """Prompts and prompt tokens of each batch, evenly spread over the range."""
+    """Prompts and prompt tokens of each batch, at even ratios over the range: most batches are short."""
     low, high = _range("profile.prefill.tokens", config.tokens)
-    for tokens in np.linspace(low, high, config.samples).round().astype(int).tolist():
+    for tokens in np.geomspace(low, high, config.samples).round().astype(int).tolist():
         yield max(1, tokens // config.prompt_tokens), tokens
 
 

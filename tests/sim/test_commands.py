@@ -337,7 +337,7 @@ def test_what_cannot_be_run_so_is_one_line(call: Call, words: list[str], says: s
 
 
 def test_every_command_tells_the_version(call: Call) -> None:
-    for command in (sim.commands.simulate, sim.commands.fit, analysis.commands.compare, analysis.commands.plot):
+    for command in (sim.commands.simulate, analysis.commands.fit, analysis.commands.compare, analysis.commands.plot):
         assert call(command, "--version").out.split() == [ANY, voltana.__version__]
 
 
@@ -358,7 +358,7 @@ def test_a_damaged_cached_predictor_is_fitted_again(
 def test_output_that_cannot_be_written_is_one_line(call: Call, tmp_path: Path, out: str) -> None:
     quick = ("profile.clocks_mhz=[1005,1410]", "profile.decode.max_batch=32", "profile.prefill.samples=8")
     assert call(sim.commands.profile, "out=table.csv", *quick).status == 0
-    for command, words in ((sim.commands.profile, quick), (sim.commands.fit, ("table=table.csv",))):
+    for command, words in ((sim.commands.profile, quick), (analysis.commands.fit, ("table=table.csv",))):
         outcome = call(command, f"out={out}", *words)
         assert outcome.status == 2 and out in outcome.err and outcome.err.count("\n") == 1
 
@@ -420,8 +420,9 @@ def test_profile_then_fit_then_use_the_predictor(call: Call, tmp_path: Path) -> 
     assert profiled.status == 0 and "table.csv" in profiled.out
     samples = read_profile(tmp_path / "table.csv")
     assert {sample.clock_mhz for sample in samples} == {1005, 1410}
-    fitted = call(sim.commands.fit, "table=table.csv", "out=mine.json")
+    fitted = call(analysis.commands.fit, "table=table.csv", "out=mine.json", "figure=drawn/mine.png")
     assert fitted.status == 0 and "MAPE" in fitted.out
+    assert (tmp_path / "drawn" / "mine.png").stat().st_size > 20_000
     run = call(sim.commands.simulate, *SMALL, "predictor=mine.json", "hydra.run.dir=run")
     assert run.status == 0
 
@@ -429,9 +430,10 @@ def test_profile_then_fit_then_use_the_predictor(call: Call, tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("command", "arguments", "says"),
     [
-        (sim.commands.fit, ["table=none.csv"], "none.csv: cannot be read"),
-        (sim.commands.fit, ["table=bad.csv"], "bad.csv:2"),
-        (sim.commands.fit, ["profil=bad.csv"], "profil"),
+        (analysis.commands.fit, ["table=none.csv"], "none.csv: cannot be read"),
+        (analysis.commands.fit, ["table=bad.csv"], "bad.csv:2"),
+        (analysis.commands.fit, ["profil=bad.csv"], "profil"),
+        (analysis.commands.fit, ["figure=lines.gif"], "figure: found lines.gif, allowed: a path that ends in .png"),
         (sim.commands.profile, ["profile.clocks_mhz=[1000,1410]"], "profile.clocks_mhz: found 1000"),
         (sim.commands.profile, ["profile.clocks_mhz=[1005]"], "profile.clocks_mhz"),
         (sim.commands.profile, ["profile.prefill.tokens=[20,10]"], "profile.prefill.tokens: found [20, 10]"),

@@ -86,6 +86,22 @@ def test_controllers_that_must_be_asked_more_often(both: Callable[..., list[RunR
     _same_numbers(reference.summary, fast.summary)
 
 
+@pytest.mark.parametrize("router", ["ecoroute_released", "tile_aware"])
+@pytest.mark.parametrize(
+    "trace", [("trace=sharegpt",), ("trace=fixed", "trace.output_tokens=6", "trace.geometric=both")]
+)
+def test_routers_that_choose_at_arrival(
+    both: Callable[..., list[RunRecord]], router: str, trace: tuple[str, ...]
+) -> None:
+    choice = ("policy=voltana_released", f"router@policy.decode_router={router}", "policy.decode_router.tile=8")
+    objective = ("policy.decode_router.objective_ms=14",) if router == "ecoroute_released" else ()
+    load = ("rps=60", "requests=200", "cluster.decode_instances=3")
+    reference, fast = both(*choice, *objective, *load, *trace)
+    _same_table(reference.requests(), fast.requests())
+    _same_table(reference.instances(), fast.instances())
+    _same_numbers(reference.summary, fast.summary)
+
+
 def _same_table(reference: pd.DataFrame, fast: pd.DataFrame) -> None:
     assert len(reference) == len(fast)
     for name in reference:

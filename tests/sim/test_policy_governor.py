@@ -1,4 +1,4 @@
-"""The governor in a run: highest clock at work, lowest when idle, with both engines."""
+"""The governor in a run: the highest clock; without the boost the lowest when idle, with both engines."""
 
 from collections.abc import Callable
 
@@ -7,11 +7,13 @@ import pytest
 from voltana.record import RunRecord
 
 Run = Callable[..., RunRecord]
+NO_BOOST = tuple(f"policy.{phase}_controller.perf_boost=false" for phase in ("prefill", "decode"))
 
 
-def test_both_engines_agree(run: Run) -> None:
+@pytest.mark.parametrize("boost", [(), NO_BOOST])
+def test_both_engines_agree(run: Run, boost: tuple[str, ...]) -> None:
     reference, fast = (
-        run("policy=governor", "requests=60", f"engine={name}").summary for name in ("reference", "fast")
+        run("policy=governor", "requests=60", f"engine={name}", *boost).summary for name in ("reference", "fast")
     )
     assert fast["requests"]["completed"] == 60
     for key in ("joint_attainment", "clock_changes", "duration_s"):
@@ -22,7 +24,9 @@ def test_both_engines_agree(run: Run) -> None:
 
 def test_work_never_waits_for_the_clock_and_idle_time_is_spent_at_the_lowest(run: Run) -> None:
     setting = ("requests=30", "rps=2", "duration_s=20")
-    governor, fixed = (run(f"policy={name}", *setting) for name in ("governor", "static_max"))
+    boosted, fixed = (run(f"policy={name}", *setting) for name in ("governor", "static_max"))
+    assert boosted.summary["energy_j"]["total"] == pytest.approx(fixed.summary["energy_j"]["total"], rel=1e-9)
+    governor = run("policy=governor", *setting, *NO_BOOST)
     assert governor.summary["ttft_ms"] == pytest.approx(fixed.summary["ttft_ms"], rel=1e-9)
     assert governor.summary["energy_j"]["total"] < fixed.summary["energy_j"]["total"]
     rows = governor.instances()

@@ -25,7 +25,7 @@ def build(group: str, name: str, **overrides: Any) -> Any:
     return instantiate({key: value for key, value in section.items() if key != "name"})
 
 
-@pytest.mark.parametrize("name", ["sharegpt", "sharegpt_first_turns", "lmsys", "lognormal", "fixed"])
+@pytest.mark.parametrize("name", ["sharegpt", "sharegpt_first_turns", "lmsys", "lmsys_arena", "lognormal", "fixed"])
 def test_each_trace_file_builds_a_source(name: str) -> None:
     stream = request_stream(build("trace", name), Uniform(rate=5), duration_s=2, requests=None, seed=1)
     assert len(list(stream)) == 10
@@ -63,7 +63,12 @@ def test_without_a_model_ratio_lengths_are_those_of_the_data() -> None:
         ("arrival", "gamma", {"burstiness": 0}, "arrival.burstiness: found 0, allowed: a number > 0"),
         ("arrival", "timestamps", {"speedup": "x"}, "arrival.speedup: found 'x', allowed: a number > 0"),
         ("trace", "sharegpt", {"scale": 0.0}, "trace.scale: found 0.0, allowed: a number > 0"),
-        ("trace", "sharegpt", {"table": "alpaca"}, "trace.table: found 'alpaca', allowed: lmsys, sharegpt"),
+        (
+            "trace",
+            "sharegpt",
+            {"table": "alpaca"},
+            "trace.table: found 'alpaca', allowed: lmsys, lmsys_arena, sharegpt",
+        ),
         (
             "trace",
             "lmsys",

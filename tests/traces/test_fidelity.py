@@ -11,7 +11,19 @@ import pytest
 from traces import request_stream
 from traces.arrivals import Timestamps, Uniform
 from traces.files import FileTrace
-from traces.fit import PERCENTILES, RECIPES, Recipe, comparison, drawn, facts, main, read, spearman
+from traces.fit import (
+    LMSYS_ANSWERS,
+    LMSYS_MEANS,
+    PERCENTILES,
+    RECIPES,
+    Recipe,
+    comparison,
+    drawn,
+    facts,
+    main,
+    read,
+    spearman,
+)
 from traces.table import TableLengths, read_document
 
 ROOT = Path(__file__).parents[2]
@@ -57,6 +69,23 @@ def test_sharegpt_never_exceeds_its_context_filter() -> None:
 def test_a_table_says_where_it_comes_from(table: str) -> None:
     document = read_document(table)
     assert all(document[key] for key in ("source", "licence", "transformation"))
+
+
+def test_lmsys_has_the_published_means_of_first_turns() -> None:
+    stored = read_document("lmsys")["facts_of_the_data"]
+    means = [stored[column]["mean"] for column in ("input_tokens", "output_tokens")]
+    assert means == pytest.approx(LMSYS_MEANS, rel=0.005)
+
+
+@needs_data
+def test_lmsys_answers_are_the_published_ones_below_their_cut() -> None:
+    """Of all answers within the cut, the same shares are shorter than any length as in the published ones."""
+    published = np.loadtxt(DATA / LMSYS_ANSWERS, dtype=int, delimiter=",", skiprows=1, usecols=1)
+    answers = drawn(read_document("lmsys"), 400_000).output_tokens
+    within = answers[answers <= published.max()]
+    assert len(within) / len(answers) == pytest.approx(0.92, abs=0.01)
+    for tokens in (10, 40, 140, 300, 450):
+        assert (within <= tokens).mean() == pytest.approx((published <= tokens).mean(), abs=0.02)
 
 
 def test_the_documented_workload_facts_hold() -> None:

@@ -1,5 +1,6 @@
 """A policy gets what it asks for by name, its parameters from YAML, and every mistake is one line with its key."""
 
+import importlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -8,13 +9,13 @@ import pytest
 import yaml
 from hydra import compose, initialize_config_module
 from hydra.core.global_hydra import GlobalHydra
-from omegaconf import OmegaConf
 
 import conf
 from voltana import checks
 from voltana.build import build_policy
 from voltana.ecopred import EcoPred
 from voltana.errors import PolicyError, UserError
+from voltana.resolve import resolve
 from voltana.state import Decision, InstanceLoad, LoadSnapshot, RequestInfo, Slo
 
 CONF = Path(next(iter(conf.__path__)))
@@ -158,10 +159,8 @@ def hydra() -> Iterator[None]:
 
 def composed(*overrides: str) -> dict[str, Any]:
     """The policy part of `conf/sim.yaml`, without the launcher of sweeps."""
-    config = compose("sim", ["hydra/launcher=basic", *overrides])
-    values = OmegaConf.to_container(config.policy, resolve=True)
-    assert isinstance(values, dict)
-    return {str(key): value for key, value in values.items()}
+    policy: dict[str, Any] = resolve(compose("sim", ["hydra/launcher=basic", *overrides]))["policy"]
+    return policy
 
 
 def assert_decides(controller: Any, clocks: tuple[int, ...]) -> None:
@@ -205,10 +204,24 @@ def test_every_bundle_we_ship_composes_and_builds(offers: Offers, clocks: tuple[
 
 
 @pytest.mark.usefixtures("hydra")
-def test_the_released_controller_differs_from_the_published_in_its_margin_alone() -> None:
+def test_the_released_controller_differs_from_the_published_in_what_it_controls_to_alone() -> None:
     published, released = (composed(f"policy={name}")["decode_controller"] for name in ("voltana", "voltana_released"))
-    assert (published["margin"], released["margin"]) == (0.25, -0.35)
-    assert published | {"margin": None} == released | {"margin": None}
+    assert [(each["margin"], each["objective_ms"]) for each in (published, released)] == [(0.25, None), (-0.35, 50)]
+    changed = {"margin": None, "objective_ms": None}
+    assert published | changed == released | changed
+
+
+@pytest.mark.usefixtures("hydra")
+@pytest.mark.parametrize("itl_s", [0.02, 0.06, 0.09])
+def test_the_released_bundle_has_its_own_budgets_whatever_the_objectives(offers: Offers, itl_s: float) -> None:
+    policy = composed("policy=voltana_released")
+    given = offers | {"slo": lambda: Slo(10 * itl_s, itl_s)}
+    for phase, budget_s in (("prefill", 1.08), ("decode", 0.0675)):
+        mine = given | {"phase": lambda phase=phase: phase}
+        assert build_policy("policy.x", policy[f"{phase}_controller"], mine)._objective_s == pytest.approx(budget_s)
+    router = build_policy("policy.decode_router", policy["decode_router"], given)
+    assert router._space._budget_s == pytest.approx(0.05)
+    assert router.at_arrival
 
 
 @pytest.mark.parametrize("group", ["frequency", "router"])
@@ -217,3 +230,12 @@ def test_every_part_we_ship_says_what_it_is(group: str) -> None:
         text = (CONF / group / f"{name}.yaml").read_text()
         assert text.startswith("# ")
         assert {"_target_", "defaults"} & set(yaml.safe_load(text))
+
+
+def test_every_rival_says_what_is_fitted_by_us() -> None:
+    targets = {str(yaml.safe_load(path.read_text()).get("_target_")) for path in (CONF / "frequency").glob("*.yaml")}
+    rivals = sorted(target for target in targets if target.startswith("voltana.rivals."))
+    assert len(rivals) >= 10
+    for target in rivals:
+        module, _, name = target.rpartition(".")
+        assert "**Fitted by us**" in str(getattr(importlib.import_module(module), name).__doc__), target

@@ -24,8 +24,9 @@ def telemetry(batch: tuple[int, int], queue: tuple[int, int], arrived: tuple[int
 class Recording:
     """Sends everything to one instance and keeps what it was shown."""
 
-    def __init__(self, choice: int) -> None:
+    def __init__(self, choice: int, *, counts_tokens_sent: bool = True) -> None:
         self.choice = choice
+        self.counts_tokens_sent = counts_tokens_sent
         self.shown: list[Sequence[InstanceLoad]] = []
 
     def route(self, request: RequestInfo, candidates: Sequence[InstanceLoad]) -> int:
@@ -73,6 +74,23 @@ def test_telemetry_of_one_instance_says_nothing_of_another() -> None:
     board = Board(2)
     board.last[1] = telemetry(batch=(5, 500), queue=(0, 0), arrived=(0, 0))
     assert Dispatcher(RoundRobin(), board.sources()).loads() == [InstanceLoad(1005, 0, 0), InstanceLoad(1005, 5, 500)]
+
+
+def test_a_request_that_will_never_arrive_is_counted_no_longer() -> None:
+    dispatcher = Dispatcher(Recording(1), Board(2).sources())
+    for tokens in (100, 50):
+        dispatcher.dispatch(request(tokens))
+    dispatcher.withdraw(request(100), 1)
+    assert dispatcher.loads() == [InstanceLoad(1005, 0, 0), InstanceLoad(1005, 1, 50)]
+
+
+def test_a_router_may_see_tokens_as_telemetry_has_them() -> None:
+    router, board = Recording(0, counts_tokens_sent=False), Board(1)
+    board.last = [telemetry(batch=(1, 100), queue=(2, 80), arrived=(0, 0))]
+    dispatcher = Dispatcher(router, board.sources())
+    for tokens in (1000, 2000):
+        dispatcher.dispatch(request(tokens))
+    assert router.shown == [[InstanceLoad(1005, 3, 180)], [InstanceLoad(1005, 4, 180)]]
 
 
 @pytest.mark.parametrize("router", [RoundRobin(), RandomRouter(1)])

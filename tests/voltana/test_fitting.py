@@ -1,15 +1,28 @@
 """EcoPred learned from a profile: what went in comes out, noise and outliers aside."""
 
+import math
 from collections.abc import Callable
+from itertools import combinations
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.optimize import nnls
 
 from voltana.ecopred import BIN_ENDS, EcoPred, decode_bin
 from voltana.errors import UserError
-from voltana.fitting import fit_ecopred, held_out_error, predict
+from voltana.fitting import (
+    DECODE,
+    PREFILL,
+    Ransac,
+    _least_squares,
+    _trials,
+    fit_ecopred,
+    held_out_error,
+    predict,
+    robust_fit,
+)
 from voltana.profile import Sample
 
 Latency = Callable[[str, int, int, int], float]
@@ -142,3 +155,57 @@ def test_too_few_clocks_are_refused(profile: list[Sample], keep: Callable[[Sampl
         UserError, match=r"^profile: found clocks .*allowed: the same two or more clocks in both phases"
     ):
         fit_ecopred([s for s in profile if keep(s)])
+
+
+def by_nnls(features: np.ndarray, target: np.ndarray) -> np.ndarray:
+    """Intercept and slopes by a library: the intercept is the difference of two numbers that are not negative."""
+    ones = np.ones((len(target), 1))
+    up, down, *slopes = nnls(np.hstack((ones, -ones, features)), target)[0]
+    return np.array([up - down, *slopes])
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.integers(0, 2**32), st.integers(1, 2), st.integers(2, 12), st.sampled_from([0, 1, 6]))
+def test_the_closed_form_is_non_negative_least_squares(seed: int, slopes: int, rows: int, levels: int) -> None:
+    draw = np.random.default_rng(seed)
+    features = draw.integers(1, levels + 1, (rows, slopes)) / levels if levels else draw.uniform(0, 1, (rows, slopes))
+    target = features @ draw.uniform(-1, 1, slopes) + draw.normal(0, draw.choice([1e-3, 1]), rows)
+    found, library = _least_squares(features, target), by_nnls(features, target)
+    assert (found[1:] >= 0).all()
+    off, least = (np.square(target - each[0] - features @ each[1:]).sum() for each in (found, library))
+    assert off == pytest.approx(least, rel=1e-7, abs=1e-12)
+    many = _least_squares(np.stack([features] * 3), np.stack([target, 2 * target, -target]))
+    assert many[0] == pytest.approx(found) and many[1] == pytest.approx(2 * found, abs=1e-12)
+
+
+@pytest.mark.parametrize(("ransac", "slopes"), [(PREFILL, 1), (DECODE, 2)])
+@pytest.mark.parametrize("seed", range(4))
+def test_the_consensus_is_the_largest_of_all_samples(ransac: Ransac, slopes: int, seed: int) -> None:
+    """One sample after another, by the library: the published procedure, its trials not cut short."""
+    draw = np.random.default_rng(seed)
+    features = draw.uniform(100, 20_000, (12, slopes))
+    latency_s = 5e-3 + features @ np.full(slopes, 2e-6) + draw.normal(0, 1e-3, 12)
+    latency_s[:4] += draw.uniform(0.02, 0.2, 4)
+    ms = 1e3 * latency_s
+    bound = np.median(np.abs(ms - np.median(ms)))
+    best: tuple[int, float] = (0, -math.inf)
+    for some in map(list, combinations(range(12), slopes + 1)):
+        intercept, *slope = by_nnls(features[some] / 20_000, ms[some])
+        off = np.abs(ms - intercept - features / 20_000 @ slope)
+        within = (off**2 if ransac.squared else off) <= bound
+        r2 = 1 - np.square(off[within]).sum() / ms[within].var() / within.sum() if within.sum() > 1 else -math.inf
+        if (within.sum(), r2) > best:
+            best, consensus = (within.sum(), r2), within
+    expected = by_nnls(features[consensus] / 20_000, ms[consensus]) / [1e3, *[2e7] * slopes]
+    assert robust_fit(features, latency_s, ransac, 0) == pytest.approx(tuple(expected), rel=1e-6, abs=1e-12)
+
+
+def test_the_trials_are_all_samples_or_as_many_as_published() -> None:
+    assert (PREFILL.trials, PREFILL.squared, DECODE.trials, DECODE.squared) == (100_000, False, 10_000, True)
+    assert len(_trials(24, 3, 10_000, 0)) == math.comb(24, 3)
+    drawn = _trials(50, 3, 10_000, 0)
+    assert drawn.shape == (10_000, 3)
+    assert all(len(set(sample)) == 3 for sample in drawn.tolist())
+    counts = np.bincount(drawn.ravel(), minlength=50)
+    assert len(counts) == 50 and ((counts - 600) ** 2 / 600).sum() < 85.4  # chi-square, 49 degrees, p = 0.001
+    assert (drawn != _trials(50, 3, 10_000, 1)).any()

@@ -1,13 +1,16 @@
 """Each clause of each router, on states made by hand, then the laws."""
 
+import math
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from random import Random
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from voltana.balancing import TileAware
 from voltana.ecopred import BIN_ENDS, EcoPred, Line, Plane
 from voltana.errors import UserError
 from voltana.routing import EcoRoute, EcoRouteReleased, RandomRouter, RoundRobin
@@ -21,6 +24,12 @@ HAND = EcoPred(
     (1005, 1410),
     [Line(0, 0)] * 2,
     [[Plane(0, 1e-3, 1e-6)] * len(BIN_ENDS), [Plane(0, 0.5e-3, 0.5e-6)] * len(BIN_ENDS)],
+)
+# Half as quick per request and token at 1005 MHz as at 1410 MHz, and 1 ms more per tile of 128 requests.
+STEPS = EcoPred(
+    (1005, 1410),
+    [Line(0, 0)] * 2,
+    [[Plane(8e-3 + 1e-3 * -(-end // 128), a, b) for end in BIN_ENDS] for a, b in ((6e-5, 2.6e-7), (3e-5, 1.3e-7))],
 )
 REQUEST = RequestInfo(7, 1.0, 1000)
 
@@ -119,9 +128,10 @@ def test_ecoroute_judges_the_state_with_the_request(parameters: dict[str, Any], 
     assert ecoroute(**parameters).route(RequestInfo(0, 0.0, prompt), candidates) == first
 
 
-# EcoRouteReleased.
+# The release's two routers.
 
 
+@pytest.mark.parametrize("make", [EcoRouteReleased, TileAware])
 @pytest.mark.parametrize(
     ("candidates", "expected"),
     [
@@ -132,68 +142,104 @@ def test_ecoroute_judges_the_state_with_the_request(parameters: dict[str, Any], 
         ([state(5), state(5)], 0),
     ],
 )
-def test_released_below_one_tile_takes_the_least_clock_then_requests(
-    candidates: list[InstanceLoad], expected: int
+def test_below_one_tile_the_released_routers_take_the_least_clock_then_requests(
+    make: type[Router], candidates: list[InstanceLoad], expected: int
 ) -> None:
-    assert released(tile=128).route(REQUEST, candidates) == expected
-
-
-def test_released_leaves_the_first_rule_when_one_batch_fills_a_tile() -> None:
-    candidates = [state(128, 0, 1200), state(1, 0, 1410)]
-    assert released(tile=128).route(REQUEST, candidates) == 0  # two levels apart: the lower
-    assert released(tile=128).route(REQUEST, [state(1, 0, 1410), state(127, 0, 1200)]) == 1
-    candidates = [state(1, 0, 1410), state(128, 0, 1305)]
-    assert released(tile=128, margin=-9).route(REQUEST, candidates) == 0  # neither rises: in turn
-
-
-@pytest.mark.parametrize(
-    ("candidates", "expected"),
-    [
-        ([state(10, 10_000, 1410), state(62, 55_000, 1200)], 1),
-        ([state(62, 55_000, 1005), state(10, 10_000, 1200)], 0),
-        (
-            [state(10, 10_000, 1410), state(12, 10_000, 1110), state(11, 10_000, 1200)],
-            2,
-        ),  # the same level: fewer requests
-    ],
-)
-def test_released_more_than_one_level_apart_takes_the_lowest(candidates: list[InstanceLoad], expected: int) -> None:
-    assert released().route(REQUEST, candidates) == expected
+    router = released(tile=128) if make is EcoRouteReleased else TileAware()
+    assert [router.route(REQUEST, candidates) for _ in range(2)] == [expected] * 2
 
 
 @pytest.mark.parametrize(
     ("candidates", "expected"),
     [
         ([EDGE, CALM], 1),
-        ([EDGE, UPPER], 1),
-        ([TOP, CALM], 1),  # stays at the top: counts as rising
-        ([FULL, CALM], 1),
-        ([state(40, 40_000, 1305), state(50, 50_000, 1410)], 0),  # one level apart
+        ([EDGE, UPPER], 0),  # rises to 1095, the other has 1305: more than one level apart, the lower
+        ([TOP, UPPER], 1),  # stays at the top: counts as rising
+        ([CALM, CALM], 0),  # no turns
+        ([EDGE, state(10, 10_000, 1410)], 1),  # the clock in force plays no part
+        ([EDGE, state(33, 30_000)], 1),  # both at 1095 with the request: first who does not rise
+        ([CALM, state(33, 30_000)], 1),  # of those who do not rise, the higher level
+        ([state(17), state(16)], 1),  # of the same level, fewer tiles
+        ([state(9), state(15)], 1),  # of the same tiles, more requests
+        ([FULL, TOP], 1),  # at the top with the request or beyond: both rise, fewer tiles
     ],
 )
-def test_released_prefers_an_instance_that_does_not_rise(candidates: list[InstanceLoad], expected: int) -> None:
+def test_the_released_what_if(candidates: list[InstanceLoad], expected: int) -> None:
     router = released()
     assert [router.route(REQUEST, candidates) for _ in range(3)] == [expected] * 3
 
 
 @pytest.mark.parametrize(
-    ("calm", "expected"),
-    [
-        ([state(9, 0, 1005), state(20, 0, 1095)], 1),  # highest clock, before tiles
-        ([state(17), state(16)], 1),  # fewer tiles: 3 and 2
-        ([state(9), state(15)], 1),  # the same tiles: more requests
-        ([state(15), state(15)], 0),
-    ],
+    ("parameters", "expected"),
+    [({}, 1), ({"objective_ms": 120}, 0), ({"objective_ms": 120, "margin": 0.5}, 1), ({"margin": -1}, 0)],
 )
-def test_released_orders_those_that_do_not_rise(calm: list[InstanceLoad], expected: int) -> None:
-    router = released()
-    assert [router.route(REQUEST, [*calm, EDGE]) for _ in range(3)] == [expected] * 3
+def test_the_released_what_if_has_an_objective_of_its_own(parameters: dict[str, Any], expected: int) -> None:
+    rises_at_60_ms, more_tiles = state(15, 44_000), state(20)
+    assert released(**parameters).route(REQUEST, [rises_at_60_ms, more_tiles]) == expected
 
 
-@pytest.mark.parametrize("candidates", [[CALM, UPPER], [EDGE, TOP], [TOP, FULL]])
-def test_released_takes_turns_where_all_or_none_rise(candidates: list[InstanceLoad]) -> None:
-    router = released()
-    assert [router.route(REQUEST, candidates) for _ in range(4)] == [0, 1, 0, 1]
+def written_begin(candidates: list[InstanceLoad]) -> int | None:
+    """If every n < 128, the lowest (current clock, n) wins."""
+    if all(c.requests < 128 for c in candidates):
+        return sorted(range(len(candidates)), key=lambda i: (candidates[i].clock_mhz, candidates[i].requests))[0]
+    return None
+
+
+def written_what_if(predictor: EcoPred, objective_s: float, request: RequestInfo, seen: list[InstanceLoad]) -> int:
+    """The release's what-if router as it is written down: signed levels, sorted twice."""
+    levels = [1005, 1095, 1200, 1305, 1410]
+
+    def lowest(n: int, tokens: int) -> int:
+        return next((mhz for mhz in levels if predictor.decode_s(n, tokens, mhz) <= objective_s), 1410)
+
+    def signed(load: InstanceLoad) -> int:
+        now = lowest(load.requests, load.tokens + 2 * load.requests)
+        following = lowest(load.requests + 1, load.tokens + request.prompt_tokens + 50 * load.requests)
+        return following if following > now or following == 1410 else -now
+
+    if (begin := written_begin(seen)) is not None:
+        return begin
+    rows = [(signed(c), math.ceil(c.requests / 128), -c.requests, i) for i, c in enumerate(seen)]
+    by_size = sorted(rows, key=lambda row: (abs(row[0]), *row[:3]))
+    lowest_place, highest_place = (levels.index(abs(by_size[end][0])) for end in (0, -1))
+    if highest_place - lowest_place > 1:
+        return by_size[0][3]
+    return sorted(rows, key=lambda row: row[:3])[0][3]
+
+
+def written_tile_aware(seen: list[InstanceLoad]) -> int:
+    """The release's other router as it is written down."""
+    if (begin := written_begin(seen)) is not None:
+        return begin
+    order = sorted(range(len(seen)), key=lambda i: (math.ceil(seen[i].requests / 128), -seen[i].requests))
+    return next((i for i in order if seen[i].requests == 0 or seen[i].requests % 128 != 0), order[0])
+
+
+def drawn_states(draws: int, *, levels: tuple[int, ...]) -> Iterator[list[InstanceLoad]]:
+    """States of one to six instances: many at the borders of tiles, of equal counts, and near the objective."""
+    random = Random(20)
+    for _ in range(draws):
+        top, tokens, spread = random.choice([127, 140, 300, 600]), random.randint(0, 350), random.choice([20, 350])
+        yield [
+            InstanceLoad(
+                random.choice(levels),
+                random.choice([0, 1, 127, 128, 129, 255, 256, 257, 384] + [random.randint(0, top)] * 9),
+                1000 * max(0, tokens + random.randint(-spread, spread)),
+            )
+            for _ in range(random.randint(1, 6))
+        ]
+
+
+def test_the_released_routers_are_the_written_rules_in_4000_states() -> None:
+    objective_s, tile_aware = 0.05, TileAware()
+    what_if = EcoRouteReleased(Slo(0.5, objective_s), CLOCKS, STEPS)
+    answers = set()
+    for candidates in drawn_states(4000, levels=(1005, 1095, 1200, 1305, 1410)):
+        request = RequestInfo(0, 0.0, 1 + 7 * candidates[0].requests)
+        chosen = what_if.route(request, candidates), tile_aware.route(request, candidates)
+        assert chosen == (written_what_if(STEPS, objective_s, request, candidates), written_tile_aware(candidates))
+        answers.add((written_begin(candidates) is None, chosen[0] == chosen[1]))
+    assert answers == {(True, True), (True, False), (False, True)}, "no rule went untested"
 
 
 # Laws.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from random import Random
+from statistics import pstdev
 from typing import NamedTuple
 
 import numpy as np
@@ -18,19 +19,26 @@ Array = NDArray[np.float64]
 TIME_RESOLUTION_S = 1e-9
 """Two times closer than this are the same."""
 
+LEAST_SPREAD_JS = 0.05
+"""Clocks whose energy-delay products spread less are taken to spread so much."""
+
 
 class Agft:
     """LinUCB over clocks: context is the load of the last cycle, reward falls with its energy-delay product.
 
-    AGFT (arXiv 2508.01744) and its released code. Every `cycle_s`:
+    AGFT (arXiv 2508.01744) and its released code (SusCom-Lab/AGFT @0ad25bf, the newest at hand). Every `cycle_s`:
 
     1. the cycle that ends has EDP = (mean power x `cycle_s`) x mean latency;
     2. the first `baseline_rounds` cycles run at the highest clock; `baseline_share` of their mean EDP is the base;
     3. reward = 2 (1 - min(2, EDP / base)) goes to the clock of the cycle and the context it was chosen in;
-    4. every `prune_every` rounds the clocks tried at least `prune_tries` times whose mean reward lies more than
-       `prune_gap` below the best one's are dropped for good;
-    5. where the cycle broke the latency objective and `slo_aware`: highest clock for the next one, unlearned;
-    6. else the clock with the largest theta x + alpha sqrt(x' A^-1 x), ties drawn by `seed`;
+    4. from round `prune_from` on, every `prune_every` rounds: of the clocks tried at least `prune_tries` times those
+       are dropped for good whose mean EDP lies above the least by more than `prune_spread` standard deviations of
+       these means (at least 0.05 J s each); two always stay;
+    5. in the first `extreme_rounds` rounds a clock whose mean reward over at least `extreme_tries` tries is
+       `extreme_reward` or less is dropped at once;
+    6. where the cycle broke the latency objective and `slo_aware`: highest clock for the next one, unlearned;
+    7. else, first each clock once, from the highest down; then the clock with the largest
+       theta x + alpha sqrt(x' A^-1 x), ties drawn by `seed`;
        alpha = `exploration` e^(-`exploration_decay` round), at least `min_exploration`.
 
     Idle for a cycle: the GPU's lowest clock (210 MHz on an A100), and back to the bandit's with the next batch.
@@ -43,7 +51,9 @@ class Agft:
     instance learns alone, and prefill, which has none, takes how long its batches had waited plus their latency. An
     eighth feature, always 1: standardised ones are 0 on average, so without it no model of a clock could hold that
     clock's mean reward. Energy is the mean of the power readings seen (a live instance may have a counter). The clocks
-    are given once; the release refines their grid while it runs, and drops lower ones along with a bad one.
+    are given once; the release refines their grid while it runs, and drops lower ones along with a bad one below half
+    the highest clock. Its first baseline is taken with unlocked clocks. **Fitted by us**: `min_clock_mhz`, `step_mhz`
+    (released: 210 and 15) and `slo_aware`; all other numbers are the release's.
 
     Args:
         min_clock_mhz: lowest clock to choose from.
@@ -63,16 +73,20 @@ class Agft:
         *,
         min_clock_mhz: int = 1095,
         step_mhz: int = 45,
-        cycle_s: float = 0.3,
-        baseline_rounds: int = 5,
+        cycle_s: float = 0.8,
+        baseline_rounds: int = 10,
         baseline_share: float = 0.9,
         exploration: float = 10.0,
         exploration_decay: float = 0.02,
         min_exploration: float = 0.1,
         regularisation: float = 5.0,
+        prune_from: int = 30,
         prune_every: int = 20,
-        prune_tries: int = 5,
-        prune_gap: float = 1.0,
+        prune_tries: int = 6,
+        prune_spread: float = 4.0,
+        extreme_rounds: int = 60,
+        extreme_tries: int = 3,
+        extreme_reward: float = -1.2,
         slo_aware: bool = True,
     ) -> None:
         self._prefill = phase == "prefill"
@@ -85,9 +99,13 @@ class Agft:
         self._exploration = checks.number("exploration", exploration, low=0)
         self._exploration_decay = checks.number("exploration_decay", exploration_decay, low=0)
         self._min_exploration = checks.number("min_exploration", min_exploration, low=0)
+        self._prune_from = int(checks.number("prune_from", prune_from, low=1))
         self._prune_every = int(checks.number("prune_every", prune_every, low=1))
         self._prune_tries = int(checks.number("prune_tries", prune_tries, low=1))
-        self._prune_gap = checks.number("prune_gap", prune_gap, above=0)
+        self._prune_spread = checks.number("prune_spread", prune_spread, above=0)
+        self._extreme_rounds = int(checks.number("extreme_rounds", extreme_rounds, low=0))
+        self._extreme_tries = int(checks.number("extreme_tries", extreme_tries, low=1))
+        self._extreme_reward = checks.number("extreme_reward", extreme_reward)
         self._slo_aware = slo_aware
         ridge = checks.number("regularisation", regularisation, above=0)
         lowest = checks.clock("min_clock_mhz", min_clock_mhz, clocks_mhz)
@@ -95,6 +113,7 @@ class Agft:
         arms = {clock for clock in clocks_mhz if clock >= lowest and (clock - lowest) % step == 0} | {self._top_mhz}
         self.arms = {clock: Arm(ridge) for clock in sorted(arms)}
         """The clocks still in the game."""
+        self._untried = sorted(arms)
         self._draw = Random(seed)
         self._scaler = Standardiser()
         self._baseline: list[float] = []
@@ -153,19 +172,27 @@ class Agft:
         if self._context is None or arm is None:
             return
         base = self._baseline_share * sum(self._baseline) / len(self._baseline)
-        arm.learn(self._context, 2 * (1 - min(2.0, edp / base)))
+        arm.learn(self._context, 2 * (1 - min(2.0, edp / base)), edp)
         self._round += 1
-        if self._round % self._prune_every == 0:
+        extreme = arm.tries >= self._extreme_tries and arm.mean_reward <= self._extreme_reward
+        if extreme and self._round <= self._extreme_rounds and len(self.arms) > 1:
+            del self.arms[self._clock_mhz]
+        if self._round >= self._prune_from and self._round % self._prune_every == 0:
             self._prune()
 
     def _prune(self) -> None:
-        tried = {clock: arm.mean_reward for clock, arm in self.arms.items() if arm.tries >= self._prune_tries}
-        best = max(tried.values(), default=0.0)
-        for clock, reward in tried.items():
-            if reward < best - self._prune_gap:
-                del self.arms[clock]
+        tried = {clock: arm.mean_edp for clock, arm in self.arms.items() if arm.tries >= self._prune_tries}
+        if len(tried) < 2:
+            return
+        limit = min(tried.values()) + self._prune_spread * max(LEAST_SPREAD_JS, pstdev(tried.values()))
+        for clock in [clock for clock, edp in tried.items() if edp > limit][: len(self.arms) - 2]:
+            del self.arms[clock]
 
     def _choose(self, context: Array) -> int:
+        while self._untried:
+            clock = self._untried.pop()
+            if clock in self.arms:
+                return clock
         alpha = max(self._min_exploration, self._exploration * math.exp(-self._exploration_decay * self._round))
         scores = {clock: arm.score(context, alpha) for clock, arm in self.arms.items()}
         best = max(scores.values())
@@ -179,6 +206,7 @@ class Arm:
         self._inverse: Array = np.eye(Standardiser.SIZE) / ridge
         self._seen: Array = np.zeros(Standardiser.SIZE)
         self._rewards = 0.0
+        self._edps = 0.0
         self.tries = 0
 
     @property
@@ -186,12 +214,18 @@ class Arm:
         """Over all tries."""
         return self._rewards / self.tries
 
-    def learn(self, context: Array, reward: float) -> None:
-        """Take one reward; the inverse of A + x x' by Sherman and Morrison."""
+    @property
+    def mean_edp(self) -> float:
+        """Over all tries, in J s."""
+        return self._edps / self.tries
+
+    def learn(self, context: Array, reward: float, edp: float) -> None:
+        """Take one reward and its energy-delay product; the inverse of A + x x' by Sherman and Morrison."""
         along = self._inverse @ context
         self._inverse = self._inverse - np.outer(along, along) / (1 + context @ along)
         self._seen = self._seen + reward * context
         self._rewards += reward
+        self._edps += edp
         self.tries += 1
 
     def score(self, context: Array, alpha: float) -> float:

@@ -39,7 +39,8 @@ class DualScalePrefill:
 
     Source: the prefill controller of DualScale (horizon of 8 batches, 7 levels, greedy). Deviations: how the paper
     forecasts arrivals and in which order it is greedy was not at hand, both are ours; its fitted power model is
-    replaced by a cubic law; its coarse tier (placement, base clocks) is left out.
+    replaced by a cubic law; its coarse tier (placement, base clocks) is left out. **Fitted by us**: `levels_mhz` and
+    `margin`.
 
     Args:
         levels_mhz: clocks to choose from.
@@ -175,7 +176,7 @@ class DualScaleDecode:
     3. Idle for `idle_s`, and before the first work: the lowest level.
 
     Source: the decode controller of DualScale (5 % headroom, KV use high: highest clock). Deviations: the threshold of
-    KV use was not at hand; the levels are those of prefill.
+    KV use was not at hand. **Fitted by us**: `headroom` (published: 0.05).
 
     Args:
         levels_mhz: clocks to choose from.

@@ -29,6 +29,7 @@ class GreenLlmPrefill:
     beside the matrix products up to the 3000 tokens of chat prompts, and a batch of many prompts has no single L.
     Further deviations: EcoPred has a line per clock, where GreenLLM scales one fit by 1/f; the static share of the
     power law is given, not fitted; prompts are not routed into queues by length.
+    **Fitted by us**: `min_clock_mhz` and `margin`.
 
     Args:
         min_clock_mhz: the lowest clock to choose; every supported clock from it up is a candidate.
@@ -95,7 +96,8 @@ class GreenLlmDecode:
     Source: the decode controller of GreenLLM (windows of 200 ms and 20 ms, 3 windows of hysteresis, 15 MHz steps).
     Deviations: its table is measured offline, ours is computed from EcoPred, which was; the overlap of bands and the
     thresholds around the objective were not at hand. An iteration often takes longer than `step_s`, and a clock can
-    only be chosen at an iteration: then the loop turns once per iteration.
+    only be chosen at an iteration: then the loop turns once per iteration. **Fitted by us**:
+    `tokens_per_request`, `low` and `high`.
 
     Args:
         bands_mhz: centres of the bands.

@@ -28,7 +28,9 @@ class Polca:
     sake, and no other policy here has its goal. Its priorities are those of customers; requests here have none, so
     the instances of one phase are of low priority (decode has the slack and the higher draw). It acts
     out of band within tens of seconds and brakes hard in an emergency, here it acts within a sensor period and brakes
-    by `deep_cap_mhz`. Thresholds and clocks are parameters.
+    by `deep_cap_mhz`, without a power brake. The caps (low priority at the A100's base clock of 1275, then 1110 MHz,
+    high priority 1305 MHz), thresholds (80 and 89 %) and hysteresis (5 %) are the paper's, as later descriptions tell
+    them. **Fitted by us**: `uncap_after_s` and `low_priority`; `provisioned_w` is the limit of all GPUs.
 
     Args:
         provisioned_w: power of the cluster that counts as 100 %.
@@ -55,7 +57,7 @@ class Polca:
         uncap_after_s: float = 1.0,
         low_priority: Phase = "decode",
         low_cap_mhz: int = 1275,
-        deep_cap_mhz: int = 1200,
+        deep_cap_mhz: int = 1110,
         high_cap_mhz: int = 1305,
     ) -> None:
         provisioned = checks.number("provisioned_w", provisioned_w, above=0)

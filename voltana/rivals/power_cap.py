@@ -14,16 +14,19 @@ from voltana.state import Decision, LoadSnapshot, Slo
 class PowerCap:
     """Decode: the highest clock under a power cap; the GPU itself lowers its clock to stay below.
 
-    After a measurement study of power caps against clock locks on recent GPUs (2026): decode seldom draws what a GPU
-    may, so an uncalibrated cap never binds; one at 80 to 90 % of the natural draw, just above the throughput cliff,
-    does. `python -m sim.power_cap` finds that cap for a setting. In this order:
+    After a measurement study of power caps and clock windows by phase (arXiv 2609.11133): a cap on decode calibrated
+    just above its throughput cliff, at 80 to 90 % of the natural draw, and a window of clocks on prefill whose floor
+    guarantees latency. Its gains are those of mixture-of-experts models; dense ones gain about a fifth of that. Another
+    study finds the opposite (arXiv 2605.11999): on an H200 decode draws 137 to 300 of 700 W, so that no cap ever
+    binds, and locking the clock is better everywhere. Both hold for what they capped: a cap at a nominal value does not
+    bind on decode, a calibrated one does. `python -m sim.power_cap` finds that cap for a setting. In this order:
 
     1. the tail of measured iteration latencies over `window_s` is above the ITL objective less `margin`: no cap;
     2. once released, none until the tail is within `reapply_share` of that budget;
     3. else the cap.
 
     Deviations, and why. The study caps by hand; when to release is told only as "on a tail-latency violation", so
-    tail, window and return are ours.
+    tail, window and return are ours. **Fitted by us**: `cap_w` and `margin`.
 
     Args:
         cap_w: of each GPU; within what the GPU takes.
@@ -66,7 +69,8 @@ class ClockWindow:
 
     The prefill side of the power-cap study: compute-bound work runs into the power limit by itself, so its clocks are
     bounded instead. What a GPU makes of such a window (`nvidia-smi -lgc LOW,HIGH`): its upper end under load, its
-    lower end when idle. The first tokens measured are those of each batch's oldest request.
+    lower end when idle. The first tokens measured are those of each batch's oldest request. **Fitted by us**:
+    `high_mhz` and `margin`; `low_mhz` is VoltanaLLM's low clock.
 
     Args:
         low_mhz: clock when idle for `idle_s`.

@@ -89,7 +89,8 @@ class ThrottLLeM:
     token. It bounds the mean of projected TBTs, we bound each: without the arrivals that the projection cannot see, a
     mean over a batch that only shrinks promises too much. EcoPred is the performance model, where the paper boosts
     trees. Admission control and scaling of the number of GPUs are left out: no other policy here has them. Late
-    requests set the clock in prefill for one batch only, since they leave with it.
+    requests set the clock in prefill for one batch only, since they leave with it. **Fitted by us**: `min_clock_mhz`
+    and `margin`.
 
     Args:
         min_clock_mhz: lowest clock to choose from.

@@ -33,7 +33,7 @@ class Window:
     Source: the instance manager of DynamoLLM (HPCA'25, arXiv 2408.00741), which every 5 s looks up a profile of energy
     and latency over load and frequency. Deviations: the profile is EcoPred plus a cubic power law instead of tables of
     measured energy; the next window's load is the last one's; its pools by request type, resizing and resharding,
-    and its emergency handling of backlogs are left out: only the clock rule is compared.
+    and its emergency handling of backlogs are left out: only the clock rule is compared. **Fitted by us**: `margin`.
 
     Args:
         levels_mhz: clocks to choose from.

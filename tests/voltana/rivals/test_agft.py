@@ -19,7 +19,9 @@ LOAD = LoadSnapshot(0.0, 1410, 40, 9000, 0, 0, 0.0, 0.0, 0, 0, 0, 0.0, 200.0)
 
 
 def agft(phase: Phase = "decode", seed: int = 1, **parameters: Any) -> Agft:
-    return Agft(phase, SLO, CLOCKS, 100_000, seed, **{"min_clock_mhz": 1005, "step_mhz": 135, **parameters})
+    return Agft(
+        phase, SLO, CLOCKS, 100_000, seed, **{"min_clock_mhz": 1005, "step_mhz": 135, "cycle_s": 0.3, **parameters}
+    )
 
 
 class Toy:
@@ -68,10 +70,29 @@ def test_clocks_change_only_between_cycles() -> None:
     assert all(i % 15 == 0 for i in changes)
 
 
-def test_bad_clocks_are_pruned_and_the_best_stays() -> None:
-    controller = agft(prune_tries=2)
-    Toy(controller, {1005: 600.0, 1140: 150.0, 1275: 600.0, 1410: 300.0}).run(3000)
-    assert set(controller.arms) == {1140}
+def test_clocks_are_tried_from_the_highest_down_first() -> None:
+    clocks = Toy(agft(baseline_rounds=1), FRUGAL_1140).run(6 * 15)[::15]
+    assert clocks[1:6] == [1410, 1410, 1275, 1140, 1005]
+
+
+def test_a_clock_that_is_extremely_bad_is_dropped_at_once() -> None:
+    even = {"exploration": 1e6, "exploration_decay": 0}
+    controller = agft(**even)
+    Toy(controller, {1005: 600.0, 1140: 150.0, 1275: 600.0, 1410: 300.0}).run(800)
+    assert set(controller.arms) == {1140, 1410}
+    late = agft(extreme_rounds=2, **even)
+    Toy(late, {1005: 600.0, 1140: 150.0, 1275: 600.0, 1410: 300.0}).run(800)
+    assert set(late.arms) == set(FLAT)
+
+
+def test_a_clock_far_above_the_spread_of_all_is_pruned_and_two_stay() -> None:
+    power_w = dict.fromkeys(CLOCKS, 200.0) | {1005: 260.0}
+    controller = agft(step_mhz=15, prune_tries=1, exploration=1e6, exploration_decay=0, extreme_rounds=0)
+    Toy(controller, power_w).run(15 * 60)
+    assert set(controller.arms) == {clock for clock in CLOCKS if clock > 1005}
+    few = agft(prune_tries=1, prune_spread=0.1, extreme_rounds=0)
+    Toy(few, {1005: 600.0, 1140: 150.0, 1275: 500.0, 1410: 300.0}).run(3000)
+    assert len(few.arms) == 2 and 1140 in few.arms
 
 
 def test_a_cycle_that_broke_the_objective_is_followed_by_the_highest_clock() -> None:
@@ -86,7 +107,7 @@ def test_prefill_delay_counts_the_wait() -> None:
 
 
 def test_the_seed_decides_and_repeats() -> None:
-    runs = [Toy(agft(seed=seed), FRUGAL_1140).run(900) for seed in (1, 1, 2)]
+    runs = [Toy(agft(seed=seed), FLAT).run(3000) for seed in (1, 1, 2)]
     assert runs[0] == runs[1] != runs[2]
 
 
@@ -112,13 +133,13 @@ contexts = st.lists(st.lists(st.floats(-3, 3), min_size=8, max_size=8).map(np.ar
 def test_an_arm_is_ridge_regression(seen: list[np.ndarray[Any, Any]], reward: float) -> None:
     arm = Arm(5.0)
     for context in seen:
-        arm.learn(context, reward)
+        arm.learn(context, reward, 3.0)
     a = 5.0 * np.eye(8) + sum(np.outer(x, x) for x in seen)
     theta = np.linalg.solve(a, reward * sum(seen))
     x = seen[0]
     width = math.sqrt(x @ np.linalg.solve(a, x))
     assert arm.score(x, 2.0) == pytest.approx(theta @ x + 2.0 * width, rel=1e-6, abs=1e-9)
-    assert arm.mean_reward == pytest.approx(reward)
+    assert (arm.mean_reward, arm.mean_edp) == (pytest.approx(reward), pytest.approx(3.0))
 
 
 @given(st.lists(st.lists(st.floats(0, 1e4), min_size=7, max_size=7), min_size=2, max_size=20))
@@ -135,7 +156,9 @@ def test_features_are_standardised_and_clipped(rows: list[list[float]]) -> None:
     assert np.abs(scaled).max() <= 3
 
 
-@pytest.mark.parametrize("parameters", [{"min_clock_mhz": 999}, {"cycle_s": 0}, {"prune_gap": 0}, {"exploration": -1}])
+@pytest.mark.parametrize(
+    "parameters", [{"min_clock_mhz": 999}, {"cycle_s": 0}, {"prune_spread": 0}, {"exploration": -1}]
+)
 def test_bad_parameters_are_named(parameters: dict[str, Any]) -> None:
     with pytest.raises(UserError, match=next(iter(parameters))):
         agft(**parameters)
