@@ -5,6 +5,7 @@ This is the reference engine: plain per-iteration semantics on SimPy, no shortcu
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Generator, Iterable
 from functools import partial
 
@@ -94,8 +95,20 @@ class Cluster(RequestFlow):
     def run(self) -> None:
         """Run until the last request has ended. If interrupted, the instances are still metered up to then."""
         self._env.process(self._source())
-        with closing_if_interrupted(self._stop):
+        with closing_if_interrupted(self._stop, self._interrupt):
             self._env.run(until=self._done)
+
+    def _interrupt(self) -> None:
+        """Raise KeyboardInterrupt as the next event; for a signal handler, which may come in the middle of anything."""
+
+        def raise_it(_: simpy.Event) -> None:
+            raise KeyboardInterrupt
+
+        next_s = self._env.peek()
+        if next_s < math.inf:
+            event = self._env.event()
+            event.callbacks.append(raise_it)
+            self._env.schedule(event, simpy.events.URGENT, next_s - self._env.now)
 
     def _stop(self) -> None:
         for instance in self.instances:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import signal
+import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import FrameType
 
 from sim.job import Job
 from sim.recorder import Recorder
@@ -68,11 +71,43 @@ class RequestFlow(ABC):
 
 
 @contextmanager
-def closing_if_interrupted(close: Callable[[], None]) -> Iterator[None]:
-    """Close at the end and when interrupted, but not after an error: what is half done has nothing to close."""
+def closing_if_interrupted(close: Callable[[], None], interrupt: Callable[[], None]) -> Iterator[None]:
+    """Close at the end and when interrupted, but not after an error: what is half done has nothing to close.
+
+    Args:
+        close: ends what is under way; the simulation stands between two events.
+        interrupt: has KeyboardInterrupt raised between two events; called by a signal handler.
+    """
     try:
-        yield
+        with _between_events(interrupt):
+            yield
     except KeyboardInterrupt:
         close()
         raise
     close()
+
+
+@contextmanager
+def _between_events(interrupt: Callable[[], None]) -> Iterator[None]:
+    """Put off the KeyboardInterrupt of a Ctrl-C, which could strike in the middle of any line; a second one is not."""
+    before = signal.getsignal(signal.SIGINT)
+    if not callable(before) or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    put_off = False
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        nonlocal put_off
+        try:
+            before(number, frame)
+        except KeyboardInterrupt:
+            if put_off:
+                raise
+            put_off = True
+            interrupt()
+
+    signal.signal(signal.SIGINT, handle)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)

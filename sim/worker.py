@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import signal
+import time
 import traceback
 from collections.abc import Mapping
 from pathlib import Path
@@ -25,7 +27,11 @@ class Failure(NamedTuple):
     """Whether it is the user's to mend; else it is a bug."""
 
 
+SAME_S = 1.0
+"""Signals that come so soon after each other are one: a terminal's Ctrl-C reaches the workers twice."""
+
 _interrupted = False
+_interrupted_s = -math.inf
 _at_work = False
 
 
@@ -43,9 +49,10 @@ def begin() -> None:
 
 
 def _on_interrupt(number: int, frame: FrameType | None) -> None:
-    global _interrupted
-    first, _interrupted = not _interrupted, True
-    if first and _at_work:  # a second one must not cut off the record that the first one ends
+    global _interrupted, _interrupted_s
+    again = time.monotonic() - _interrupted_s < SAME_S
+    _interrupted, _interrupted_s = True, time.monotonic()
+    if _at_work and not again:
         raise KeyboardInterrupt
 
 

@@ -79,7 +79,7 @@ class FastCluster(RequestFlow):
     def run(self) -> None:
         """Run until the last request has ended. If interrupted, the instances are still metered up to then."""
         self._schedule_arrival()
-        with closing_if_interrupted(self._stop):
+        with closing_if_interrupted(self._stop, self._events.interrupt):
             self._events.run()
 
     def _stop(self) -> None:

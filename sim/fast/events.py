@@ -45,10 +45,19 @@ class Events:
             while soon and not (queue and queue[0][0] <= self.now):
                 soon.pop(0)()
 
+    def interrupt(self) -> None:
+        """Raise KeyboardInterrupt as the next event; for a signal handler, which may come in the middle of anything."""
+        if self._queue:
+            heappush(self._queue, [self._queue[0][0], 0, _interrupted])
+
     def stop(self) -> None:
         """Nothing more happens."""
         self._stopped = True
         self._soon.clear()
+
+
+def _interrupted() -> None:
+    raise KeyboardInterrupt
 
 
 def _nothing() -> None:
