@@ -123,7 +123,7 @@ class _App:
             _check_complete(config)
             self._run(config)
         except Exception as error:
-            message = _explain_job_error(error)
+            message = explain_job_error(error)
             if message is None or self._collecting_process is None:
                 self._crashed = True
                 raise
@@ -232,7 +232,7 @@ def _root_cause(error: BaseException) -> BaseException:
     return error
 
 
-def _explain_job_error(error: Exception) -> str | None:
+def explain_job_error(error: Exception) -> str | None:
     """The line for bad input met by a job; None for a bug."""
     from hydra.errors import InstantiationException
     from omegaconf.errors import OmegaConfBaseException
