@@ -10,13 +10,11 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
-from unittest.mock import ANY
 
 import pytest
 
 import analysis.commands
 import sim.commands
-import voltana
 from voltana.profile import read_profile
 from voltana.record import CONFIG, SUMMARY, RunRecord, find_records
 
@@ -334,11 +332,6 @@ def test_a_run_that_fails_takes_no_other_with_it(call: Call, tmp_path: Path, mon
 def test_what_cannot_be_run_so_is_one_line(call: Call, words: list[str], says: str) -> None:
     outcome = call(sim.commands.simulate, *words, *SMALL)
     assert outcome.status == 2 and says in outcome.err and outcome.err.count("\n") == 1
-
-
-def test_every_command_tells_the_version(call: Call) -> None:
-    for command in (sim.commands.simulate, analysis.commands.fit, analysis.commands.compare, analysis.commands.plot):
-        assert call(command, "--version").out.split() == [ANY, voltana.__version__]
 
 
 def test_a_damaged_cached_predictor_is_fitted_again(
