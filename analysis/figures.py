@@ -388,6 +388,9 @@ def tradeoff(runs: RunSet, baseline: str) -> Figure:
         baseline: the policy whose energy the others save.
     """
     panels = _panels(runs, _Axis("policy.name", runs))
+    for panel, members in panels.items():
+        if baseline in runs.policies() and all(run.policy != baseline for run in members):
+            raise UserError(f"baseline: found no run of {baseline} at {', '.join(panel)}, allowed: one in every column")
     rows = {panel: compare(replace(runs, runs=members), baseline).rows for panel, members in panels.items()}
     if not any(row.values["saving_pct"] for each in rows.values() for row in each):
         raise UserError(

@@ -56,6 +56,13 @@ class Run:
             raise UserError(f"{self.record.folder / SUMMARY}: starved: found {found!r}, allowed: a list of texts")
         return tuple(found)
 
+    @property
+    def servers_ended(self) -> tuple[str, ...]:
+        """The servers that died in a live run."""
+        live = self.record.summary.get("live")
+        found = live.get("servers_ended") if isinstance(live, Mapping) else None
+        return tuple(map(str, found)) if isinstance(found, Mapping) else ()
+
     def name(self, group: str) -> str:
         """The chosen option of a configuration group, such as `model`."""
         return str(_flatten(self.record.config).get(f"{group}.name", _UNSET))

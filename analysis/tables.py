@@ -154,7 +154,9 @@ def compare(runs: RunSet, baseline: str, oracle: str | None = None) -> Compariso
     """
     policies = runs.policies()
     if baseline not in policies:
-        raise UserError(f"baseline: found {baseline}, allowed: {', '.join(policies)}")
+        cut = ", ".join([*map(_unfinished, runs.unfinished), *map(str, runs.interrupted)])
+        left_out = f"; left out, as they did not end: {cut}" if cut else ""
+        raise UserError(f"baseline: found {baseline}, allowed: {', '.join(policies)}{left_out}")
     policies.sort(key=lambda policy: policy != baseline)
     rows, without = [], []
     keys = identity_keys(runs)
@@ -243,7 +245,7 @@ def _notes(runs: RunSet, rows: Sequence[Row]) -> list[str]:
     replays = dict.fromkeys(filter(None, (replay_of(run.record) for run in runs.runs)))
     if replays:
         notes.append(f"Traces at their own times: {'; '.join(replays)}.")
-    notes += _starved_notes(rows)
+    notes += _starved_notes(rows) + _died_notes(runs)
     if runs.repeated:
         paths = ", ".join(str(path) for path in runs.repeated)
         notes.append(f"Left out, the same configuration as another run: {paths}.")
@@ -263,6 +265,15 @@ def _starved_notes(rows: Sequence[Row]) -> list[str]:
         return []
     told = [f"{' '.join([row.policy, *_parts(row.setting)])}: {'; '.join(row.starved)}" for row in marked]
     return [f"{STARVED} starved, the numbers are the machine's, not the policy's: {' | '.join(told)}."]
+
+
+def _died_notes(runs: RunSet) -> list[str]:
+    told = [
+        f"{' '.join([run.policy, *_parts(run.setting)])}: {', '.join(names)}"
+        for run in runs.runs
+        if (names := run.servers_ended)
+    ]
+    return [f"Servers died in runs shown here: {'; '.join(told)}."] if told else []
 
 
 def _unfinished(record: RunRecord) -> str:

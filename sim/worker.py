@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
+import multiprocessing
+import os
 import signal
+import threading
 import time
 import traceback
 from collections.abc import Mapping
@@ -11,7 +14,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NamedTuple
 
-from voltana.errors import UserError
+from voltana.cli import explain_job_error
+from voltana.errors import TakenError, UserError, one_line
 from voltana.files import write_whole
 
 LOG = "error.log"
@@ -43,9 +47,18 @@ def begin() -> None:
     global _interrupted
     import sim.run  # noqa: F401 - some compiled modules do not bear being interrupted while they are imported
 
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     signal.signal(signal.SIGINT, _on_interrupt)
     _interrupted = signal.SIGINT in signal.sigpending()
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+
+
+def _end_with_parent() -> None:
+    """End as soon as the process of the sweep is gone: killed, it would leave this one waiting for work for ever."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def _on_interrupt(number: int, frame: FrameType | None) -> None:
@@ -71,20 +84,22 @@ def work(values: Mapping[str, Any], folder: Path, overwrite: bool, sweep: Mappin
 
         (folder / LOG).unlink(missing_ok=True)
         run_once(values, folder, overwrite=overwrite, sweep=sweep)
-    except UserError as error:
-        return Failure(str(error), _log(folder, error), bad_input=True)
+    except TakenError as error:  # the folder is another run's, so its log would be of that one
+        return Failure(str(error), None, bad_input=True)
     except Exception as error:
-        reason = " ".join(f"{type(error).__name__}: {error}".split())
-        return Failure(reason, _log(folder, error, traceback.format_exc()), bad_input=False)
+        reason = explain_job_error(error)
+        if reason is not None:
+            return Failure(reason, _log(folder, getattr(error, "traceback_text", ""), reason), bad_input=True)
+        reason = one_line(f"{type(error).__name__}: {error}")
+        return Failure(reason, _log(folder, traceback.format_exc(), reason), bad_input=False)
     finally:
         _at_work = False
     return None
 
 
-def _log(folder: Path, error: Exception, trace: str = "") -> Path | None:
-    text = trace or getattr(error, "traceback_text", "")
+def _log(folder: Path, trace: str, reason: str) -> Path | None:
     try:
-        write_whole(folder / LOG, f"{text}{error}\n")
+        write_whole(folder / LOG, f"{trace}{reason}\n")
     except UserError:
         return None
     return folder / LOG

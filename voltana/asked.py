@@ -103,7 +103,9 @@ class AskedController(_Asked):
         """
         try:
             answer = self._decide(load)
-        except (Exception, SystemExit) as error:
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:
             raise self._raised(f"at {load.time_s:.3f} s", error, self._decision()) from error
         if answer.__class__ is Decision:
             clock_mhz, ask_when_idle_s, holds_below_tokens, power_cap_w = answer
@@ -173,7 +175,9 @@ class AskedRouter(_Asked):
         """
         try:
             answer = self._route(request, candidates)
-        except (Exception, SystemExit) as error:
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:
             raise self._raised(_when(request), error, _indices(candidates)) from error
         if type(answer) is int and 0 <= answer < len(candidates):
             return answer

@@ -50,7 +50,9 @@ def build_policy(key: str, config: Mapping[str, Any], offers: Mapping[str, Calla
         return target(*offered, **parameters)
     except UserError as error:
         raise PolicyError(f"{key}.{error}" if str(error).split(":")[0] in allowed else f"{key}: {error}") from error
-    except (Exception, SystemExit) as error:
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
         message = (
             f"{key}: the constructor of {path} raised {told(error, __file__)}, allowed: one that takes {parameters}"
         )
@@ -64,7 +66,9 @@ def _locate(key: str, path: object) -> Callable[..., Any]:
     module, _, name = path.rpartition(".")
     try:
         found = getattr(importlib.import_module(module), name)
-    except (Exception, SystemExit) as error:
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
         reason = f"found {path!r}, {allowed} ({told(error, __file__)})"
         if _is_not_there(error, module):
             raise PolicyError(f"{key}: {reason}") from error

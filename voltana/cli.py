@@ -71,6 +71,8 @@ def hydra_command(
             _print_traceback(error)
             _stop(f"{program}: error: {error}", error.status)
         if app.refused:
+            for each in app.refused if len(app.refused) > 1 else ():
+                print(f"refused: {one_line(each)}", file=sys.stderr)
             _stop(f"{program}: error: {_report(app.refused, app.jobs)}", app.status)
 
     return command
@@ -123,7 +125,7 @@ class _App:
             _check_complete(config)
             self._run(config)
         except Exception as error:
-            message = _explain_job_error(error)
+            message = explain_job_error(error)
             if message is None or self._collecting_process is None:
                 self._crashed = True
                 raise
@@ -156,6 +158,8 @@ def explain(error: BaseException) -> str:
             return _explain_omegaconf(error)
         case OSError() if error.filename:
             return f"{error.filename}: {error.strerror}"
+        case OSError() if error.errno:  # the one file that Hydra writes before the jobs
+            return f"hydra.sweep.dir: multirun.yaml: {os.strerror(error.errno)}"
         case ConfigCompositionException():
             return _explain_composition(error)
     return one_line(str(error))
@@ -232,7 +236,7 @@ def _root_cause(error: BaseException) -> BaseException:
     return error
 
 
-def _explain_job_error(error: Exception) -> str | None:
+def explain_job_error(error: Exception) -> str | None:
     """The line for bad input met by a job; None for a bug."""
     from hydra.errors import InstantiationException
     from omegaconf.errors import OmegaConfBaseException

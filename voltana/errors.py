@@ -18,6 +18,10 @@ class UserError(Exception):
     status = 2
 
 
+class TakenError(UserError):
+    """A folder is another run's, which writes its record there or has finished it."""
+
+
 class RunsCrashedError(UserError):
     """Runs of a sweep ended by a bug or a dying process, not by bad input; exit status 1."""
 

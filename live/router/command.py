@@ -13,6 +13,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import voltana
 from live.router.settings import RouterSettings
 from voltana.ecopred import EcoPred
 from voltana.errors import UserError
@@ -59,6 +60,7 @@ def tune_gc() -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="voltana-router", description="P/D router in front of SGLang servers")
+    parser.add_argument("--version", action="version", version=f"%(prog)s {voltana.__version__}")
     parser.add_argument("--prefill", nargs="+", required=True, metavar="URL,BOOTSTRAP_PORT")
     parser.add_argument("--decode", nargs="+", required=True, metavar="URL")
     parser.add_argument("--policy", choices=POLICIES, default="round_robin", help="for decode")

@@ -293,6 +293,15 @@ def test_curves_over_words(tmp_path: Path, write_run: WriteRun) -> None:
     assert [tick.get_text() for tick in energy.get_xticklabels()] == ["1p3d", "2p2d"]
 
 
+def test_tradeoff_names_the_column_that_lacks_the_baseline(tmp_path: Path, write_run: WriteRun) -> None:
+    write_run("0", "static_max", rps=50)
+    write_run("1", "voltana", rps=60)
+    with pytest.raises(
+        UserError, match=r"baseline: found no run of static_max at .*60 .*, allowed: one in every column"
+    ):
+        tradeoff(load_runs([tmp_path]), "static_max")
+
+
 def test_tradeoff_is_saving_against_attainment(tmp_path: Path, write_run: WriteRun) -> None:
     write_run("0", "static_max", 200, rps=50)
     write_run("1", "voltana", 150, rps=50, requests={"ttft_s": [0.1, 0.9]})

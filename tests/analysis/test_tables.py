@@ -154,6 +154,13 @@ def test_unknown_baseline_lists_what_is_there(tmp_path: Path, write_run: WriteRu
         compared(tmp_path)
 
 
+def test_an_unknown_baseline_may_be_one_that_did_not_end(tmp_path: Path, write_run: WriteRun) -> None:
+    write_run("0", "voltana")
+    (write_run("1", "static_max") / "summary.json").unlink()
+    with pytest.raises(UserError, match=f"allowed: voltana; left out, as they did not end: {tmp_path / '1'}$"):
+        compared(tmp_path)
+
+
 def test_a_simulation_repeated_counts_once_and_a_live_run_each_time(tmp_path: Path, write_run: WriteRun) -> None:
     write_run("0", "static_max", 100)
     copy = write_run("1", "static_max", 100)
@@ -271,6 +278,14 @@ def test_starved_runs_are_marked(tmp_path: Path, write_run: WriteRun) -> None:
     (folder / "summary.json").write_text(json.dumps({**numbers, "starved": "yes"}))
     with pytest.raises(UserError, match="starved: found 'yes', allowed: a list of texts"):
         compared(tmp_path)
+
+
+def test_runs_in_which_a_server_died_are_told(tmp_path: Path, write_run: WriteRun) -> None:
+    for index, died in enumerate([{}, {"decode-1": "it ended by signal 9"}]):
+        folder = write_run(str(index), "static_max", source="live", seed=index)
+        numbers = json.loads((folder / "summary.json").read_text())
+        (folder / "summary.json").write_text(json.dumps({**numbers, "live": {"servers_ended": died}}))
+    assert compared(tmp_path).notes[-1] == "Servers died in runs shown here: static_max: decode-1."
 
 
 USERS_OWN = "_a[red]b*c|d\ne:smile:$x$ <b>"

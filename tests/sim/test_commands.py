@@ -10,13 +10,11 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
-from unittest.mock import ANY
 
 import pytest
 
 import analysis.commands
 import sim.commands
-import voltana
 from voltana.profile import read_profile
 from voltana.record import CONFIG, SUMMARY, RunRecord, find_records
 
@@ -336,11 +334,6 @@ def test_what_cannot_be_run_so_is_one_line(call: Call, words: list[str], says: s
     assert outcome.status == 2 and says in outcome.err and outcome.err.count("\n") == 1
 
 
-def test_every_command_tells_the_version(call: Call) -> None:
-    for command in (sim.commands.simulate, analysis.commands.fit, analysis.commands.compare, analysis.commands.plot):
-        assert call(command, "--version").out.split() == [ANY, voltana.__version__]
-
-
 def test_a_damaged_cached_predictor_is_fitted_again(
     call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -384,7 +377,7 @@ def test_an_interrupted_run_leaves_a_valid_record(tmp_path: Path) -> None:
 def test_an_interrupted_sweep_stops_at_once_and_goes_on_later(call: Call, tmp_path: Path) -> None:
     folder = tmp_path / "sweep"
     script = "from sim.commands import simulate; simulate()"
-    arguments = ["-m", "policy=static_max", "rps=50", "seed=1,2,3,4", f"hydra.sweep.dir={folder}"]
+    arguments = ["-m", "policy=static_max", "rps=50", "seed=1,2,3", f"hydra.sweep.dir={folder}"]
     command = [sys.executable, "-c", script, *arguments, "duration_s=100000"]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True) as process:
         await_path(folder / "0" / CONFIG)
@@ -395,7 +388,7 @@ def test_an_interrupted_sweep_stops_at_once_and_goes_on_later(call: Call, tmp_pa
     assert all(record.summary["interrupted"] for record in find_records([folder]))
     again = call(sim.commands.simulate, *arguments, "duration_s=4")
     assert again.status == 0
-    assert [record.summary["interrupted"] for record in find_records([folder])] == [False] * 4
+    assert [record.summary["interrupted"] for record in find_records([folder])] == [False] * 3
 
 
 @pytest.mark.parametrize("delay_s", [0.0, 0.3, 0.6])

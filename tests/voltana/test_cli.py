@@ -144,14 +144,22 @@ def test_sweep_reports_its_refused_jobs_after_the_last(run: Run) -> None:
     finished: list[int] = []
 
     def job(config: DictConfig) -> None:
-        if config.rps == 2:
-            raise UserError("rps: found 2,\n allowed: odd")
+        if config.rps % 2 == 0:
+            raise UserError(f"rps: found {config.rps},\n allowed: odd")
         finished.append(config.rps)
 
     status, _, err = run("-m", "rps=1,2,3", job=job)
     assert status == 2
     assert finished == [1, 3]
-    assert err == "voltana-sim: error: 1 of 3 jobs refused, the first: job 1 (rps=2): rps: found 2, allowed: odd\n"
+    first = "voltana-sim: error: {} of {} jobs refused, the first: job 1 (rps=2): rps: found 2, allowed: odd"
+    assert err == first.format(1, 3) + "\n"
+    status, _, err = run("-m", "rps=1,2,3,4", job=job)
+    assert status == 2
+    assert err.splitlines() == [
+        "refused: job 1 (rps=2): rps: found 2, allowed: odd",
+        "refused: job 3 (rps=4): rps: found 4, allowed: odd",
+        first.format(2, 4),
+    ]
 
 
 @pytest.mark.parametrize(("also_refused", "status"), [(False, 3), (True, 2)])
@@ -194,6 +202,16 @@ def test_run_folder_that_cannot_be_made(run: Run, tmp_path: Path) -> None:
     (tmp_path / "taken").write_text("")
     status, _, err = run("hydra.run.dir=taken")
     assert (status, err) == (2, "voltana-sim: error: taken: File exists\n")
+
+
+def test_a_full_disk_names_the_folder_of_the_sweep(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "sweep").mkdir()
+    (tmp_path / "sweep" / "multirun.yaml").symlink_to("/dev/full")
+    status, _, err = run("-m", "rps=1,2", "hydra.sweep.dir=sweep")
+    assert (status, err) == (
+        2,
+        "voltana-sim: error: hydra.sweep.dir: multirun.yaml: No space left on device\n",
+    )
 
 
 def test_broken_yaml_names_the_file(run: Run, conf: Path) -> None:

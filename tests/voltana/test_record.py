@@ -360,6 +360,16 @@ def test_records_come_in_the_order_of_the_folders_and_once(tmp_path: Path) -> No
     assert [record.folder.resolve().name for record in found] == ["b", "a"]
 
 
+def test_a_folder_of_unfinished_records_is_left_out_beside_others(tmp_path: Path) -> None:
+    for name, ended in (("whole", True), ("killed", False)):
+        with RecordWriter(tmp_path / name, CONFIGURATION) as writer:
+            if ended:
+                writer.summary(NUMBERS)
+    assert [record.folder.name for record in find_records([tmp_path / "killed", tmp_path / "whole"])] == ["whole"]
+    with pytest.raises(UserError, match=r"killed: holds no finished run record .*; .*killed is unfinished$"):
+        find_records([tmp_path / "killed"])
+
+
 @pytest.mark.parametrize(
     ("name", "message"), [("nowhere", "no such folder"), ("empty", "holds no finished run record")]
 )

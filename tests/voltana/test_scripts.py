@@ -1,10 +1,11 @@
-"""Files in a user's folder that are named like our packages do not take their place."""
+"""The console scripts: all are alike, and files in a user's folder named like our packages do not take their place."""
 
 import os
 import re
 import subprocess
 import sys
 import tomllib
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -74,6 +75,16 @@ def test_every_script_is_one_that_sees_to_it() -> None:
         module, _, function = target.partition(":")
         assert module == "voltana.scripts", name
         assert callable(getattr(voltana.scripts, function))
+
+
+@pytest.mark.parametrize("name", SETTINGS["project"]["scripts"])
+def test_every_script_tells_the_version(
+    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", [name, "--version"])
+    with suppress(SystemExit):
+        getattr(voltana.scripts, SETTINGS["project"]["scripts"][name].partition(":")[2])()
+    assert capsys.readouterr().out == f"{name} {voltana.__version__}\n"
 
 
 def test_every_package_of_ours_comes_first() -> None:

@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any
 
-from voltana.errors import UserError
+from voltana.errors import TakenError, UserError
 from voltana.files import writing
 from voltana.record.reader import RunRecord
 from voltana.record.schema import CONFIG, LOCK
@@ -43,8 +43,8 @@ def claim(folder: Path, config: Mapping[str, Any], *, overwrite: bool = False) -
         overwrite: whether a finished record of another configuration may be replaced.
 
     Raises:
-        UserError: another process is writing there, it holds a finished record of another configuration, or it cannot
-            be written.
+        TakenError: another process is writing there, or it holds a finished record of another configuration.
+        UserError: it cannot be written.
     """
     held = Claim(folder, _lock(folder))
     try:
@@ -79,7 +79,7 @@ def _lock(folder: Path) -> IO[str]:
                 file.seek(0)
                 who = _describe(file.read())
                 file.close()
-                raise UserError(
+                raise TakenError(
                     f"{folder}: {who} is writing its record there; allowed: a folder for each run"
                 ) from None
             if _is_at(file, folder / LOCK):
@@ -112,7 +112,7 @@ def refuse_another(folder: Path, config: Mapping[str, Any]) -> None:
     """Refuse a folder that holds the finished record of another configuration.
 
     Raises:
-        UserError: it does.
+        TakenError: it does.
     """
     try:
         found = RunRecord(folder)
@@ -122,7 +122,7 @@ def refuse_another(folder: Path, config: Mapping[str, Any]) -> None:
         return
     sweep = found.provenance.get("sweep")
     of = f" of the sweep {' '.join(sweep['overrides'])}" if sweep else ""
-    raise UserError(
+    raise TakenError(
         f"{folder / CONFIG}: found the finished record of another run{of} ({different}); "
         "allowed: another folder, or overwrite=true"
     )

@@ -153,9 +153,10 @@ def find_records(folders: Sequence[str | Path], *, or_none: bool = False) -> lis
         or_none: whether a folder without one will do.
 
     Raises:
-        UserError: a folder is missing or holds no finished record.
+        UserError: a folder is missing or holds no record, or none of them holds a finished one.
     """
     records: dict[Path, RunRecord] = {}
+    lacking: list[str] = []
     for name in folders:
         folder = Path(name)
         if not folder.is_dir():
@@ -163,9 +164,13 @@ def find_records(folders: Sequence[str | Path], *, or_none: bool = False) -> lis
         found = sorted({path.parent for path in folder.rglob(SUMMARY)}, key=_numbered)
         if not found and not or_none:
             cut = find_unfinished([folder])
-            also = f"; {cut[0].folder} is unfinished" if cut else ""
-            raise UserError(f"{folder}: holds no finished run record ({SUMMARY}){also}")
+            lacking.append(f"{folder}: holds no finished run record ({SUMMARY})")
+            if not cut:
+                raise UserError(lacking[-1])
+            lacking[-1] += f"; {cut[0].folder} is unfinished"
         records |= {path.resolve(): RunRecord(path) for path in found}
+    if lacking and not records:
+        raise UserError(lacking[0])
     return list(records.values())
 
 
