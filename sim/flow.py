@@ -34,13 +34,7 @@ class RequestFlow(ABC):
         self._queue(job, job.prefill)
 
     def _prefilled(self, job: Job) -> None:
-        """A request has its first token; the others are made by a decode instance."""
-        if job.finished:
-            if job.decode is not None:
-                self._to_decode.withdraw(info(job), job.decode)
-                job.decode = None
-            self._end(job)
-            return
+        """The prompt of a request is computed; a decode instance sends its tokens, the first one included."""
         assert job.prefill is not None
         if job.decode is None:
             job.decode = self._to_decode.dispatch(info(job))

@@ -16,7 +16,7 @@ from voltana.state import Decision, LoadSnapshot, Phase
 
 
 class FastPrefill(FastInstance):
-    """See the module; `finished` takes a job with its first token made."""
+    """See the module; `finished` takes a job whose prompt is computed."""
 
     phase: Phase = "prefill"
 
@@ -118,6 +118,6 @@ class FastPrefill(FastInstance):
         self._iterations += 1
         self._busy_s += now - self._started_s
         for job in self._queue.complete_batch():
-            job.first_token(now)
+            job.prompt_done(now)
             self._finished(job)
         self._boundary()

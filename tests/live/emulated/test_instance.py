@@ -34,7 +34,7 @@ class Pair:
         self._plant, self._link, self._free_s = plant, link, [0.0] * link.streams
         self.prefill = PrefillInstance(plant, clock, 0.0, limits=prefill, finished=self._prefilled)
         self.decode = DecodeInstance(
-            plant, clock, 0.0, limits=decode, joined=lambda job: None, token=self._token, failed=lambda job: None
+            plant, clock, 0.0, limits=decode, joined=self._joined, token=self._token, failed=lambda job: None
         )
         self.first_s: dict[int, float] = {}
         self.finish_s: dict[int, float] = {}
@@ -42,11 +42,15 @@ class Pair:
     def _prefilled(self, job: Job) -> None:
         now_s, link = self.prefill.now_s, self._link
         job.produced = 1
-        self.first_s[job.answer] = now_s
         size = job.prompt_tokens * self._plant.kv_bytes_per_token
         arrives_s = max(now_s, self._free_s[0]) + link.latency_s + size * link.streams / link.bytes_per_s
         heapq.heapreplace(self._free_s, arrives_s)
         self.decode.at(arrives_s, lambda: self.decode.submit(job))
+
+    def _joined(self, job: Job) -> None:
+        if job.produced == 1:
+            self.first_s[job.answer] = self.decode.now_s
+            self._token(job)
 
     def _token(self, job: Job) -> None:
         if job.produced == job.max_tokens:
@@ -68,7 +72,7 @@ class Pair:
                 self.prefill.submit(Job(rows[number][1], rows[number][2], now_s, number))
 
 
-TRACE = [(0.011 * (i // 3) + 0.001 * i, 40 + (i * 577) % 1500, 2 + (i * 211) % 190) for i in range(90)]
+TRACE = [(0.011 * (i // 3) + 0.001 * i, 40 + (i * 577) % 1500, 1 + (i * 211) % 190) for i in range(90)]
 
 
 @pytest.mark.parametrize(
