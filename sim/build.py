@@ -58,6 +58,7 @@ class RunBuilder:
             sensor=SensorSpec(config.sensor.period_s, config.sensor.window_s, config.sensor.error, config.seed),
             expected_tokens=length_predictor(config.seed, serving.length_error),
             drift=self._drift(),
+            front_end_s=config.front_end.leg_s,
         )
 
     @cached_property

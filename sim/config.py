@@ -20,10 +20,18 @@ class DriftConfig(Section):
     base_w: Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
+class FrontEndConfig(Section):
+    """`front_end`."""
+
+    name: str
+    leg_s: Seconds
+
+
 class SimConfig(RunConfig):
     """The whole configuration of `voltana-sim`."""
 
     drift: DriftConfig
+    front_end: FrontEndConfig
     engine: Literal["fast", "reference"]
     experiment: Part | None
     bound: bool

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 
 from sim.job import Job
 from sim.recorder import Recorder
@@ -21,24 +22,39 @@ class RequestFlow(ABC):
     _to_decode: Dispatcher
 
     def _arrive(self, job: Job) -> None:
-        """A request comes in and goes to a prefill instance; one that no cache could hold fails."""
+        """A request comes in; one that no cache could hold fails."""
         if self._spec.predicts_lengths:
             job.expected_tokens = self._spec.expected_tokens(job.request)
         self._recorder.arrived(job)
         if not self._spec.decode_limits.serve(job.request.input_tokens):
             self._fail(job)
             return
+        self._when_served(partial(self._start, job))
+
+    def _start(self, job: Job) -> None:
+        """The front end sends a request to a prefill instance."""
         job.prefill = self._to_prefill.dispatch(info(job))
         if self._to_decode.at_arrival:
             job.decode = self._to_decode.dispatch(info(job))
         self._queue(job, job.prefill)
 
     def _prefilled(self, job: Job) -> None:
-        """The prompt of a request is computed; a decode instance sends its tokens, the first one included."""
+        """The prompt of a request is computed."""
+        self._when_served(partial(self._go_on, job))
+
+    def _go_on(self, job: Job) -> None:
+        """The front end sends a request to a decode instance, whose tokens, the first one included, the client gets."""
         assert job.prefill is not None
         if job.decode is None:
             job.decode = self._to_decode.dispatch(info(job))
         self._hand_over(job, job.prefill, job.decode)
+
+    def _when_served(self, then: Callable[[], None]) -> None:
+        """Have something done when the front end has come to it."""
+        if self._spec.front_end_s:
+            self._queue_at_front_end(then)
+        else:
+            then()
 
     def _fail(self, job: Job) -> None:
         job.failed = True
@@ -47,6 +63,10 @@ class RequestFlow(ABC):
     def _end(self, job: Job) -> None:
         self._recorder.ended(job)
         self._finish_if_done()
+
+    @abstractmethod
+    def _queue_at_front_end(self, then: Callable[[], None]) -> None:
+        """Have something done after its turn at the front end, which takes `front_end_s`."""
 
     @abstractmethod
     def _queue(self, job: Job, target: int) -> None:

@@ -26,7 +26,7 @@ class PrefillInstance(Instance):
 
     def submit(self, job: Job) -> None:
         """Take a request."""
-        self._queue.add(job)
+        self._queue.add(job, self.env.now)
         self.arrived_requests += 1
         self.arrived_tokens += job.request.input_tokens
         self.wake()

@@ -38,6 +38,8 @@ class ClusterSpec:
     expected_tokens: Callable[[Request], float] = lambda request: request.output_tokens
     """What a length predictor tells of a request."""
     drift: Drift | None = None
+    front_end_s: float = 0.0
+    """What the front end, which does one thing at a time, takes to send a request to prefill, and again to decode."""
 
     @property
     def controllers(self) -> Sequence[FrequencyController]:

@@ -103,8 +103,17 @@ def test_a_client_waits_for_its_first_token_until_decode_has_a_place(run: Run, t
     assert (requests.decode_instance == "decode-0").all()
 
 
+def test_the_front_end_serves_one_leg_after_another(run: Run, trace: Callable[..., list[str]]) -> None:
+    jobs = trace((0.0, 100, 1), (0.0, 100, 1), (0.0, 100, 1))
+    record = run(*jobs, "cluster.prefill_instances=3", "front_end.leg_s=0.5", "cluster.link.latency_s=0")
+    requests = record.requests().sort_values("request_id")
+    assert requests.prefill_start_s.min() == pytest.approx(0.5)
+    left = (requests.first_token_s - 100 * 131072 / 25e9).tolist()
+    assert sorted(left) == pytest.approx([2.0, 2.5, 3.0], abs=1e-3)
+
+
 def test_kv_travels_before_decode_starts(run: Run, trace: Callable[..., list[str]]) -> None:
     jobs = trace((0.0, 1000, 2))
-    slow = run(*jobs, "cluster.link.latency_s=0.5", "cluster.link.streams=1", "cluster.link.bytes_per_s=1e9")
+    slow = run(*jobs, "front_end=none", "cluster.link.latency_s=0.5", "cluster.link.streams=1", "cluster.link.bytes_per_s=1e9")
     row = slow.requests().iloc[0]
     assert row.first_token_s - row.prefill_end_s == pytest.approx(0.5 + 1000 * 131072 / 1e9)
