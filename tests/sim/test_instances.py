@@ -114,6 +114,7 @@ def test_the_front_end_serves_one_leg_after_another(run: Run, trace: Callable[..
 
 def test_kv_travels_before_decode_starts(run: Run, trace: Callable[..., list[str]]) -> None:
     jobs = trace((0.0, 1000, 2))
-    slow = run(*jobs, "front_end=none", "cluster.link.latency_s=0.5", "cluster.link.streams=1", "cluster.link.bytes_per_s=1e9")
+    link = ("cluster.link.latency_s=0.5", "cluster.link.streams=1", "cluster.link.bytes_per_s=1e9")
+    slow = run(*jobs, "front_end=none", *link)
     row = slow.requests().iloc[0]
     assert row.first_token_s - row.prefill_end_s == pytest.approx(0.5 + 1000 * 131072 / 1e9)
