@@ -14,7 +14,7 @@ from sim.run import engine
 from voltana.record import RecordWriter, RunRecord
 from voltana.state import InstanceLoad, RequestInfo
 
-LOADED = ("policy=static_max", "rps=40", "requests=120", "cluster.prefill_instances=1")
+LOADED = ("policy=static_max", "front_end=none", "rps=40", "requests=120", "cluster.prefill_instances=1")
 ONE_TOKEN_ENDS = ("trace=fixed", "trace.output_tokens=3", "trace.geometric=output")
 
 
