@@ -168,7 +168,7 @@ class Cluster(RequestFlow):
     def _serve(self, then: Callable[[], None]) -> Generator[simpy.Event, object, None]:
         with self._front_end.request() as turn:
             yield turn
-            yield self._env.timeout(self._spec.front_end_s)
+            yield self._env.timeout(self._next_leg_s())
         then()
 
     def _queue(self, job: Job, target: int) -> None:

@@ -25,6 +25,8 @@ class FrontEndConfig(Section):
 
     name: str
     leg_s: Seconds
+    stall_s: Seconds
+    stall_legs: Annotated[int, Field(ge=1, strict=True)] | None
 
 
 class SimConfig(RunConfig):

@@ -20,6 +20,7 @@ class RequestFlow(ABC):
     _recorder: Recorder
     _to_prefill: Dispatcher
     _to_decode: Dispatcher
+    _legs = 0
 
     def _arrive(self, job: Job) -> None:
         """A request comes in; one that no cache could hold fails."""
@@ -51,10 +52,15 @@ class RequestFlow(ABC):
 
     def _when_served(self, then: Callable[[], None]) -> None:
         """Have something done when the front end has come to it."""
-        if self._spec.front_end_s:
+        if self._spec.front_end.leg_s:
             self._queue_at_front_end(then)
         else:
             then()
+
+    def _next_leg_s(self) -> float:
+        """What the leg that now begins takes."""
+        self._legs += 1
+        return self._spec.front_end.duration_s(self._legs)
 
     def _fail(self, job: Job) -> None:
         job.failed = True
@@ -66,7 +72,7 @@ class RequestFlow(ABC):
 
     @abstractmethod
     def _queue_at_front_end(self, then: Callable[[], None]) -> None:
-        """Have something done after its turn at the front end, which takes `front_end_s`."""
+        """Have something done after its turn at the front end, which takes `_next_leg_s`."""
 
     @abstractmethod
     def _queue(self, job: Job, target: int) -> None:

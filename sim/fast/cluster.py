@@ -168,7 +168,7 @@ class FastCluster(RequestFlow):
             self._front_end.give_back()
             then()
 
-        self._events.at(self._events.now + self._spec.front_end_s, served)
+        self._events.at(self._events.now + self._next_leg_s(), served)
 
     def _queue(self, job: Job, target: int) -> None:
         self._prefill[target].submit(job)

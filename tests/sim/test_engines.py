@@ -37,6 +37,7 @@ RUNS = st.fixed_dictionaries(
         "serving.decode.max_requests": st.sampled_from([1024, 6]),
         "serving.latency_noise": st.sampled_from([0.0, 0.0, 0.05]),
         "front_end.leg_s": st.sampled_from([0.0, 0.003, 0.02]),
+        "front_end.stall_legs": st.sampled_from(["null", 2, 30]),
         "drift": st.just("slow_and_hot"),
         "drift.at_s": st.sampled_from(["null", "null", 0.4, 1.5]),
         "seed": st.integers(0, 10_000),

@@ -105,11 +105,17 @@ def test_a_client_waits_for_its_first_token_until_decode_has_a_place(run: Run, t
 
 def test_the_front_end_serves_one_leg_after_another(run: Run, trace: Callable[..., list[str]]) -> None:
     jobs = trace((0.0, 100, 1), (0.0, 100, 1), (0.0, 100, 1))
-    record = run(*jobs, "cluster.prefill_instances=3", "front_end.leg_s=0.5", "cluster.link.latency_s=0")
+    record = run(
+        *jobs,
+        "cluster.prefill_instances=3",
+        "front_end.leg_s=0.5",
+        "front_end.stall_legs=4",
+        "cluster.link.latency_s=0",
+    )
     requests = record.requests().sort_values("request_id")
     assert requests.prefill_start_s.min() == pytest.approx(0.5)
     left = (requests.first_token_s - 100 * 131072 / 25e9).tolist()
-    assert sorted(left) == pytest.approx([2.0, 2.5, 3.0], abs=1e-3)
+    assert sorted(left) == pytest.approx([2.3, 2.8, 3.3], abs=1e-3)  # the stall of 0.3 s comes with the fourth leg
 
 
 def test_kv_travels_before_decode_starts(run: Run, trace: Callable[..., list[str]]) -> None:

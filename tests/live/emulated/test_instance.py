@@ -93,7 +93,8 @@ def test_schedule_and_energy_are_the_simulators(
     trace.write_text("arrival_s,input_tokens,output_tokens\n" + "".join(f"{a},{i},{o}\n" for a, i, o in TRACE))
     values = compose_sim(
         "trace=file", f"trace.path={trace}", "arrival=timestamps", "duration_s=null", "requests=1000",
-        "cluster.prefill_instances=1", "cluster.decode_instances=1", "policy=static_max", "engine=reference", "front_end=none",
+        "cluster.prefill_instances=1", "cluster.decode_instances=1", "policy=static_max", "engine=reference",
+        "front_end=none",
         f"serving.prefill.max_tokens={prefill.max_tokens}", f"serving.prefill.max_requests={prefill.max_requests}",
         f"serving.prefill.chunk_tokens={'null' if prefill.chunk_tokens is None else prefill.chunk_tokens}",
         f"serving.decode.max_requests={decode.max_requests}", f"serving.decode.reserve_tokens={decode.reserve_tokens}",
