@@ -7,17 +7,26 @@ DEV    := $(VENV)/.ready-dev
 DEMO   ?= outputs/demo
 RATES  ?= 50,55,60,65,70,75,80,85,90,95,100
 DURATION ?= 120
+PAPER  ?= outputs/paper
+DATA   ?= ../shared/data
 LIVE_DEMO ?= outputs/live-demo
 SGLANG ?= .venv-sglang
 SGLANG_ROUTER ?= .venv-sglang-router
 
-.PHONY: demo live-demo test test-torch test-live lint types check bench sglang clean
+.PHONY: demo paper live-demo test test-torch test-live lint types check bench sglang clean
 
 demo: $(READY)  ## sweep the paper's policies over request rates, compare, draw
 	$(BIN)/voltana-sim -m model=llama31_8b trace=sharegpt policy=static_max,static_1005,voltana rps=$(RATES) \
 	    duration_s=$(DURATION) hydra.sweep.dir=$(DEMO)/runs
 	$(BIN)/voltana-compare runs=$(DEMO)/runs baseline=static_max columns=short csv=$(DEMO)/comparison.csv
 	$(BIN)/voltana-plot runs=$(DEMO)/runs figure=curves out=$(DEMO)/curves.png
+
+paper: $(READY)  ## the paper's six panels; with the published points in DATA/paper beside them, and the deviations
+	$(BIN)/voltana-sim -m experiment=paper_main hydra.sweep.dir=$(PAPER)
+	if [ -d $(DATA)/paper ]; then \
+	    $(BIN)/voltana-plot runs=$(PAPER) figure=curves published=$(DATA)/paper out=$(PAPER)/figure.png && \
+	    { $(BIN)/python -m sim.published $(DATA) || [ $$? = 1 ]; } \
+	fi
 
 live-demo: $(DEV) sglang  ## real SGLang servers on the CPU, 2P2D, under two policies, with simulated GPUs; needs no GPU
 	$(BIN)/voltana-live -m servers=sglang servers.environment=$(SGLANG) control=simulated policy=static_max,voltana \

@@ -106,7 +106,8 @@ def curves(runs: RunSet, published: str | None = None, x: str = RATE) -> Figure:
 
     Args:
         runs: all with a value for `x`.
-        published: a CSV with columns model, dataset, rps, series, ttft_attainment_pct, itl_attainment_pct, energy_kJ.
+        published: a CSV, or a folder of such, with columns model, dataset, rps, series, ttft_attainment_pct,
+            itl_attainment_pct, energy_kJ.
         x: the configuration key on the axis. If it is not the request rate, every rate has a column of its own; words
             are set side by side.
     """
@@ -342,12 +343,8 @@ def _footnote(figure: Figure, notes: Sequence[str]) -> None:
 
 
 def _read_published(path: str, panels: Sequence[tuple[str, ...]]) -> list[PublishedPoint]:
-    try:
-        with Path(path).open(encoding="utf-8", newline="") as file:
-            rows = list(csv.DictReader(file))
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"published: {path}: {getattr(error, 'strerror', None) or 'not a text file'}") from error
-    points = [_published_point(path, line, row) for line, row in enumerate(rows, start=2)]
+    files = sorted(Path(path).glob("*.csv")) if Path(path).is_dir() else [Path(path)]
+    points = [point for file in files for point in _published_file(file)]
     if not any(_same_panel(point, panel) for point in points for panel in panels):
         found = ", ".join(dict.fromkeys(f"{point.model} {point.trace}" for point in points)) or "no rows"
         allowed = ", ".join(" ".join(panel) for panel in panels)
@@ -355,7 +352,16 @@ def _read_published(path: str, panels: Sequence[tuple[str, ...]]) -> list[Publis
     return points
 
 
-def _published_point(path: str, line: int, row: Mapping[str, str | None]) -> PublishedPoint:
+def _published_file(path: Path) -> list[PublishedPoint]:
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            rows = list(csv.DictReader(file))
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"published: {path}: {getattr(error, 'strerror', None) or 'not a text file'}") from error
+    return [_published_point(path, line, row) for line, row in enumerate(rows, start=2)]
+
+
+def _published_point(path: Path, line: int, row: Mapping[str, str | None]) -> PublishedPoint:
     needed = ("model", "dataset", "rps", "series", *(column.published for column in _ROWS))
     missing = [name for name in needed if row.get(name) is None]
     if missing:

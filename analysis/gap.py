@@ -23,6 +23,7 @@ LIVE_ONLY = ("servers", "control", "router", "client", "drain_s")
 """Keys of a live configuration that the simulator does not know."""
 SIM_ONLY: Mapping[str, Any] = {
     "drift": {"name": "none", "at_s": None, "slowdown": 1.0, "base_w": 0.0},
+    "front_end": {"name": "none", "leg_s": 0.0, "stall_s": 0.0, "stall_legs": None},
     "engine": "fast",
     "experiment": None,
     "bound": False,

@@ -247,7 +247,7 @@ class DecodeCosts(NamedTuple):
 def decode_costs(plant: Plant, most_requests: int) -> DecodeCosts:
     """Decode on a plant without launch gaps and power limit: `Plant.decode`, for all loads at once."""
     model, engine, gpu, net = plant.model, plant.engine, plant.gpu, Transformer(plant.model)
-    clocks, scale = gpu.clocks(), model.tp * engine.activity
+    clocks, scale = gpu.clocks(), model.tp * engine.decode_activity
     table = np.empty((most_requests, len(clocks), len(KNOTS), 2))
     for column, clock in enumerate(clocks):
         ops = Operators(gpu, clock, engine.decode_slowdown)

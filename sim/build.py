@@ -7,7 +7,7 @@ from functools import cache, cached_property
 from pathlib import Path
 
 from sim.config import SimConfig
-from sim.limits import Actuation, DecodeLimits, LinkSpec, PrefillLimits
+from sim.limits import Actuation, DecodeLimits, FrontEnd, LinkSpec, PrefillLimits
 from sim.noise import latency_noise, length_predictor
 from sim.plant import Plant
 from sim.plant.build import build_plant, gpus_per_host, kv_tokens
@@ -58,6 +58,7 @@ class RunBuilder:
             sensor=SensorSpec(config.sensor.period_s, config.sensor.window_s, config.sensor.error, config.seed),
             expected_tokens=length_predictor(config.seed, serving.length_error),
             drift=self._drift(),
+            front_end=FrontEnd(**config.front_end.model_dump(exclude={"name"})),
         )
 
     @cached_property

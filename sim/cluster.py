@@ -55,6 +55,7 @@ class Cluster(RequestFlow):
         self._done = self._env.event()
         self._all_arrived = False
         self._hosts: dict[int, simpy.Resource] = {}
+        self._front_end = simpy.Resource(self._env)
         self._links = Links(self._env, spec.link)
         names = [instance_name("prefill", i) for i in range(len(spec.prefill_controllers))]
         names += [instance_name("decode", i) for i in range(len(spec.decode_controllers))]
@@ -145,13 +146,13 @@ class Cluster(RequestFlow):
                 yield self._env.timeout(request.arrival_s - self._env.now)
             if not started:
                 started = True
-                self._start()
+                self._begin()
             self._progress(request.arrival_s)
             self._arrive(Job(request))
         self._all_arrived = True
         self._finish_if_done()
 
-    def _start(self) -> None:
+    def _begin(self) -> None:
         for instance in self.instances:
             instance.start()
         if self._spec.senses_power:
@@ -173,6 +174,15 @@ class Cluster(RequestFlow):
         yield self._env.timeout(max(0.0, drift.at_s - self._env.now))
         for instance in self.instances:
             instance.become(drift.plant)
+
+    def _queue_at_front_end(self, then: Callable[[], None]) -> None:
+        self._env.process(self._serve(then))
+
+    def _serve(self, then: Callable[[], None]) -> Generator[simpy.Event, object, None]:
+        with self._front_end.request() as turn:
+            yield turn
+            yield self._env.timeout(self._next_leg_s())
+        then()
 
     def _queue(self, job: Job, target: int) -> None:
         self._prefill[target].submit(job)

@@ -20,10 +20,20 @@ class DriftConfig(Section):
     base_w: Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
+class FrontEndConfig(Section):
+    """`front_end`."""
+
+    name: str
+    leg_s: Seconds
+    stall_s: Seconds
+    stall_legs: Annotated[int, Field(ge=1, strict=True)] | None
+
+
 class SimConfig(RunConfig):
     """The whole configuration of `voltana-sim`."""
 
     drift: DriftConfig
+    front_end: FrontEndConfig
     engine: Literal["fast", "reference"]
     experiment: Part | None
     bound: bool

@@ -88,10 +88,12 @@ class DecodeInstance(Instance):
 
     def _join(self, job: Job) -> None:
         self._waiting_tokens -= job.kv_tokens
+        job.join(self.env.now)
+        if job.finished:
+            self._finished(job)
+            return
         self._kv_tokens += job.kv_tokens
         self._running.append(job)
-        if job.decode_start_s is None:
-            job.decode_start_s = self.env.now
 
     def _retract(self) -> bool:
         """Put the request that joined last back into the queue; False if it was alone, and so has failed."""

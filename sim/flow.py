@@ -7,6 +7,7 @@ import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from types import FrameType
 
 from sim.job import Job
@@ -22,32 +23,47 @@ class RequestFlow(ABC):
     _recorder: Recorder
     _to_prefill: Dispatcher
     _to_decode: Dispatcher
+    _legs = 0
 
     def _arrive(self, job: Job) -> None:
-        """A request comes in and goes to a prefill instance; one that no cache could hold fails."""
+        """A request comes in; one that no cache could hold fails."""
         if self._spec.predicts_lengths:
             job.expected_tokens = self._spec.expected_tokens(job.request)
         self._recorder.arrived(job)
         if not self._spec.decode_limits.serve(job.request.input_tokens):
             self._fail(job)
             return
+        self._when_served(partial(self._start, job))
+
+    def _start(self, job: Job) -> None:
+        """The front end sends a request to a prefill instance."""
         job.prefill = self._to_prefill.dispatch(info(job))
         if self._to_decode.at_arrival:
             job.decode = self._to_decode.dispatch(info(job))
         self._queue(job, job.prefill)
 
     def _prefilled(self, job: Job) -> None:
-        """A request has its first token; the others are made by a decode instance."""
-        if job.finished:
-            if job.decode is not None:
-                self._to_decode.withdraw(info(job), job.decode)
-                job.decode = None
-            self._end(job)
-            return
+        """The prompt of a request is computed."""
+        self._when_served(partial(self._go_on, job))
+
+    def _go_on(self, job: Job) -> None:
+        """The front end sends a request to a decode instance, whose tokens, the first one included, the client gets."""
         assert job.prefill is not None
         if job.decode is None:
             job.decode = self._to_decode.dispatch(info(job))
         self._hand_over(job, job.prefill, job.decode)
+
+    def _when_served(self, then: Callable[[], None]) -> None:
+        """Have something done when the front end has come to it."""
+        if self._spec.front_end.leg_s:
+            self._queue_at_front_end(then)
+        else:
+            then()
+
+    def _next_leg_s(self) -> float:
+        """What the leg that now begins takes."""
+        self._legs += 1
+        return self._spec.front_end.duration_s(self._legs)
 
     def _fail(self, job: Job) -> None:
         job.failed = True
@@ -56,6 +72,10 @@ class RequestFlow(ABC):
     def _end(self, job: Job) -> None:
         self._recorder.ended(job)
         self._finish_if_done()
+
+    @abstractmethod
+    def _queue_at_front_end(self, then: Callable[[], None]) -> None:
+        """Have something done after its turn at the front end, which takes `_next_leg_s`."""
 
     @abstractmethod
     def _queue(self, job: Job, target: int) -> None:

@@ -72,6 +72,7 @@ class Instance(ABC):
         self._command = self.actuator.act_at_once if at_once else self.actuator.command
         self._ask_when_idle_s: float | None = None
         self._last_end_s: float | None = -math.inf
+        self._asked_idle_s = math.inf
         self._power_w = 0.0
         self._metered_s = 0.0
 
@@ -121,7 +122,7 @@ class Instance(ABC):
             self._ask()
             started_s = self.env.now
             yield from self._iterate()
-            self._last_end_s = self.env.now
+            self._last_end_s, self._asked_idle_s = self.env.now, 0.0
             self.iterations += 1
             self.busy_s += self.env.now - started_s
             self.complete()
@@ -149,19 +150,18 @@ class Instance(ABC):
         """Wait for work; ask the controller meanwhile if it wished so."""
         self.telemetry = self.load()
         self._wake = self.env.event()
-        asked_s = 0.0
         while not self._wake.triggered:
             self._enter(self.plant.idle_power_w(self.clock_mhz))
             awaited = self._wake | self._costs_changed
             ask_s = self._ask_when_idle_s
-            if ask_s is not None and ask_s > asked_s:
+            if ask_s is not None and ask_s > self._asked_idle_s:
                 awaited |= self.env.timeout(max(0.0, ask_s - self.idle_s))
             yield awaited
             self._meter_up()
-            if self._wake.triggered or ask_s is None or ask_s <= asked_s:
+            if self._wake.triggered or ask_s is None or ask_s <= self._asked_idle_s:
                 continue
             if self.idle_s >= ask_s - TIME_RESOLUTION_S:
-                asked_s = ask_s
+                self._asked_idle_s = ask_s
                 self._ask()
 
     def _ask(self) -> None:

@@ -29,9 +29,11 @@ class Job:
     """Prompt tokens already computed."""
     produced: int = 0
     """Output tokens already made."""
+    taken_s: float = field(default=0.0)
+    """When its prefill instance got it: what servers can know of its age."""
     prefill_start_s: float | None = None
+    prefill_end_s: float | None = None
     first_token_s: float | None = None
-    decode_start_s: float | None = None
     last_token_s: float = field(default=0.0)
     max_gap_s: float | None = None
     failed: bool = False
@@ -48,10 +50,15 @@ class Job:
         """Whether the last output token is made."""
         return self.produced == self.request.output_tokens
 
-    def first_token(self, now_s: float) -> None:
-        """Take the token that prefill makes."""
+    def prompt_done(self, now_s: float) -> None:
+        """Take the token that prefill makes; its client does not see it yet."""
         self.produced = 1
-        self.first_token_s = self.last_token_s = now_s
+        self.prefill_end_s = now_s
+
+    def join(self, now_s: float) -> None:
+        """Enter the batch of a decode instance, which sends the first token to the client when it does so first."""
+        if self.first_token_s is None:
+            self.first_token_s = self.last_token_s = now_s
 
     def next_token(self, now_s: float) -> float:
         """Take a token that decode makes; return the gap since the one before, in seconds."""
@@ -76,8 +83,8 @@ class Job:
             None if self.prefill is None else instance_name("prefill", self.prefill),
             None if self.decode is None else instance_name("decode", self.decode),
             self.prefill_start_s,
+            self.prefill_end_s,
             first,
-            self.decode_start_s,
             self.last_token_s if done else None,
             None if first is None else first - request.arrival_s,
             (self.last_token_s - first) / gaps if done and gaps and first is not None else None,

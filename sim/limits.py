@@ -60,6 +60,21 @@ class LinkSpec:
 
 
 @dataclass(frozen=True, slots=True)
+class FrontEnd:
+    """What stands before the servers and does one thing at a time."""
+
+    leg_s: float = 0.0
+    """To send a request to prefill, and again to decode."""
+    stall_s: float = 0.0
+    stall_legs: int | None = None
+    """It stalls with every so many-th leg."""
+
+    def duration_s(self, leg: int) -> float:
+        """Time of a leg, counted from 1."""
+        return self.leg_s + (self.stall_s if self.stall_legs and leg % self.stall_legs == 0 else 0.0)
+
+
+@dataclass(frozen=True, slots=True)
 class Actuation:
     """Delays of a change of clock or power cap."""
 

@@ -15,7 +15,7 @@ from voltana.state import LoadSnapshot, Phase
 
 
 class PrefillInstance(Instance):
-    """See the module; `finished` takes a job with its first token made."""
+    """See the module; `finished` takes a job whose prompt is computed."""
 
     phase: Phase = "prefill"
 
@@ -26,7 +26,7 @@ class PrefillInstance(Instance):
 
     def submit(self, job: Job) -> None:
         """Take a request."""
-        self._queue.add(job)
+        self._queue.add(job, self.env.now)
         self.arrived_requests += 1
         self.arrived_tokens += job.request.input_tokens
         self.wake()
@@ -64,7 +64,7 @@ class PrefillInstance(Instance):
         return self.plant.prefill(len(queue.batch), queue.batch_tokens, queue.batch_pairs, clock_mhz, self.limit_w)
 
     def complete(self) -> None:
-        """Hand on the requests whose prompts are computed, first token made."""
+        """Hand on the requests whose prompts are computed."""
         for job in self._queue.complete_batch():
-            job.first_token(self.env.now)
+            job.prompt_done(self.env.now)
             self._finished(job)

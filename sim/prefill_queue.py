@@ -38,14 +38,15 @@ class PrefillQueue:
         """Requests waiting; one that is cut, part of it in the batch, is not among them."""
         return len(self._jobs) - self._cut
 
-    def add(self, job: Job) -> None:
+    def add(self, job: Job, now_s: float) -> None:
         """Take a request."""
+        job.taken_s = now_s
         self._jobs.append(job)
         self.tokens += job.request.input_tokens
 
     def longest_wait_s(self, now_s: float) -> float:
-        """Longest time since arrival in the batch, which is that of its first; 0 without one."""
-        return now_s - self.batch[0].job.request.arrival_s if self.batch else 0.0
+        """Longest time in the batch since a request came here, which is that of its first; 0 without one."""
+        return now_s - self.batch[0].job.taken_s if self.batch else 0.0
 
     def jobs(self) -> tuple[list[Job], list[Job]]:
         """Requests of the batch, and those behind it; one that is cut is in the batch."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 from sim.job import Job
-from sim.limits import Actuation, DecodeLimits, LinkSpec, PrefillLimits
+from sim.limits import Actuation, DecodeLimits, FrontEnd, LinkSpec, PrefillLimits
 from sim.plant import Plant
 from sim.sensor import SensorSpec
 from sim.truth import Knows, Truth
@@ -38,6 +38,7 @@ class ClusterSpec:
     expected_tokens: Callable[[Request], float] = lambda request: request.output_tokens
     """What a length predictor tells of a request."""
     drift: Drift | None = None
+    front_end: FrontEnd = field(default_factory=FrontEnd)
 
     @property
     def controllers(self) -> Sequence[FrequencyController]:

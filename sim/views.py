@@ -45,9 +45,7 @@ class View:
 def prompts(jobs: Iterable[Job], now_s: float) -> Views:
     """Requests at prefill."""
     return tuple(
-        RequestView(
-            now_s - job.request.arrival_s, job.request.input_tokens - job.prefilled, job.produced, job.expected_tokens
-        )
+        RequestView(now_s - job.taken_s, job.request.input_tokens - job.prefilled, job.produced, job.expected_tokens)
         for job in jobs
     )
 
@@ -55,6 +53,6 @@ def prompts(jobs: Iterable[Job], now_s: float) -> Views:
 def answers(jobs: Iterable[tuple[Job, int]], now_s: float) -> Views:
     """Requests at decode, each with the tokens it has made since its job was last brought up to date."""
     return tuple(
-        RequestView(now_s - job.request.arrival_s, job.request.input_tokens, job.produced + new, job.expected_tokens)
+        RequestView(now_s - job.taken_s, job.request.input_tokens, job.produced + new, job.expected_tokens)
         for job, new in jobs
     )

@@ -75,14 +75,7 @@ class Dispatcher:
     def dispatch(self, request: RequestInfo) -> int:
         """Route a request and count it as sent; nothing is counted if the router raises."""
         chosen = self._router.route(request, tuple(self.loads() if self.reads_load else self._loads))
-        self._count(chosen, 1, request.prompt_tokens)
+        self._sent_requests[chosen] += 1
+        self._sent_tokens[chosen] += request.prompt_tokens
+        self._loads[chosen] = self._load(chosen)
         return chosen
-
-    def withdraw(self, request: RequestInfo, chosen: int) -> None:
-        """A request that was counted as sent will never arrive."""
-        self._count(chosen, -1, -request.prompt_tokens)
-
-    def _count(self, index: int, requests: int, tokens: int) -> None:
-        self._sent_requests[index] += requests
-        self._sent_tokens[index] += tokens
-        self._loads[index] = self._load(index)

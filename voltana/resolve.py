@@ -32,7 +32,7 @@ def overwrite_of(config: DictConfig) -> bool:
     return found
 
 
-OmegaConf.register_new_resolver("times", lambda a, b: round(float(a) * float(b), 3), replace=True)
 OmegaConf.register_new_resolver(
     "nearest", lambda at, table: table[min(table, key=lambda key: abs(float(key) - float(at)))], replace=True
 )
+OmegaConf.register_new_resolver("at", lambda values, index: values[int(index)], replace=True)

@@ -22,7 +22,7 @@ class RequestView(NamedTuple):
     """One request at an instance, for policies that look at them one by one."""
 
     age_s: float
-    """Time since arrival."""
+    """Time since its prefill instance got it."""
     prompt_tokens: int
     """Prefill: those not yet computed."""
     produced_tokens: int
@@ -50,7 +50,7 @@ class LoadSnapshot(NamedTuple):
     queued_tokens: int
     """Prompt tokens of those."""
     longest_wait_s: float
-    """Longest time since arrival among the requests of the batch (prefill; 0 in decode)."""
+    """Longest time since a request of the batch came to this instance (prefill; 0 in decode)."""
     idle_s: float
     """Time since the last iteration ended, infinite before the first; 0 at an iteration."""
     arrived_requests: int

@@ -1,10 +1,10 @@
 """The numbers of a run (summary.json), accumulated while it goes.
 
-TTFT is first token minus arrival. ITL of a request is its mean inter-token latency: last token minus first token over
-output tokens minus one; a one-token answer has none and counts as meeting the ITL objective. The end-to-end latency
-(e2e) is last token minus arrival. Goodput is completed requests that meet both objectives, over the duration. Requests
-that failed meet nothing. Percentiles are over requests, exact up to 100,000 of them and within 0.05 % beyond
-(`voltana.distribution`).
+TTFT is first token, as its client sees it, minus arrival. ITL of a request is its mean inter-token latency: last token
+minus first token over output tokens minus one; a one-token answer has none and counts as meeting the ITL objective. The
+end-to-end latency (e2e) is last token minus arrival. Goodput is completed requests that meet both objectives, over the
+duration. Requests that failed meet nothing. Percentiles are over requests, exact up to 100,000 of them and within
+0.05 % beyond (`voltana.distribution`).
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import msgspec
 
@@ -65,9 +65,6 @@ class ServerConfig(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_o
     link: LinkConfig = LinkConfig()
     stream_interval: int = 1
     """Tokens per chunk of a stream, after the first."""
-    first_token: Literal["prefill", "decode"] = "prefill"
-    """When a decode server sends the first token: as soon as prefill has made it, which is when the simulator counts
-    it, or when the request joins the batch, as SGLang does."""
     max_queued: int | None = None
     """Requests that wait; more are refused."""
     pair_timeout_s: float = 300.0

@@ -283,7 +283,7 @@ class PrefillInstance(Instance):
 
 
 class DecodeInstance(Instance):
-    """Continuous batching; `joined` takes a job when it first enters the batch, `token` one with its next token made,
+    """Continuous batching; `joined` takes a job when it enters the batch, `token` one with its next token made,
     `failed` one that has outgrown the whole cache."""
 
     phase: Phase = "decode"
@@ -334,9 +334,10 @@ class DecodeInstance(Instance):
         while not retracted and self._waiting and self._fits(self._waiting[0]):
             job = self._waiting.popleft()
             self._waiting_tokens -= job.kv_tokens
-            self._kv_tokens += job.kv_tokens
-            self._running.append(job)
             self._joined(job)
+            if job.produced < job.max_tokens:
+                self._kv_tokens += job.kv_tokens
+                self._running.append(job)
         return bool(self._running)
 
     def _fits(self, job: Job) -> bool:

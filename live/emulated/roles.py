@@ -90,7 +90,6 @@ class DecodeServer(Server):
             failed=self._outgrown,
         )
         self._transfers = Transfers()
-        self._early = config.first_token == "prefill"
 
     async def _listen(self) -> None:
         """Nothing: a decode server calls, it is not called."""
@@ -117,25 +116,17 @@ class DecodeServer(Server):
         half.paired()
         self.totals["prompt_tokens"] += half.job.prompt_tokens
         half.job.produced = 1
-        if self._early:
-            self._first(half)
         self.instance.at(arrives_s, partial(self._arrived, half))
         self._arm()
 
     def _arrived(self, half: Half) -> None:
-        if half not in self.halves:
-            return
-        if half.job.max_tokens > 1:
+        if half in self.halves:
             self.instance.submit(half.job)
-        elif not self._early:
-            self._first(half)
 
     def _joined(self, job: Job) -> None:
-        if not self._early and job.produced == 1:
-            self._first(job.answer)
-
-    def _first(self, half: Half) -> None:
-        self._token(half.job)
+        """Send the first token; a job that was put back has sent it."""
+        if job.produced == 1:
+            self._token(job)
 
     def _token(self, job: Job) -> None:
         half: Half = job.answer

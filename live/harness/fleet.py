@@ -59,13 +59,12 @@ class EmulatedFleet:
 
     Args:
         stream_interval: tokens per chunk of a stream, after the first.
-        first_token: when a decode server sends it.
     """
 
     emulated = True
 
-    def __init__(self, *, stream_interval: int = 1, first_token: Literal["prefill", "decode"] = "prefill") -> None:
-        self._settings = {"stream_interval": stream_interval, "first_token": first_token}
+    def __init__(self, *, stream_interval: int = 1) -> None:
+        self._settings = {"stream_interval": stream_interval}
 
     def servers(self, config: LiveConfig, folder: Path, on_exit: OnExit) -> EmulatedCluster:
         """See `Fleet`."""

@@ -44,6 +44,7 @@ class FastCluster(RequestFlow):
         self._started = False
         self._hosts: dict[int, Turns] = {}
         self._links: dict[tuple[int, int], Turns] = {}
+        self._front_end = Turns(1)
         self._actuators: list[FastActuator] = []
         self._prefill = [
             FastPrefill(*self._shared(i, "prefill", controller), limits=spec.prefill_limits, finished=self._prefilled)
@@ -110,7 +111,7 @@ class FastCluster(RequestFlow):
         bind_truth(controller, instance)
         self._actuators.append(actuator)
 
-    def _start(self) -> None:
+    def _begin(self) -> None:
         """The cluster starts with the first request."""
         self._started = True
         for instance in self.instances:
@@ -148,7 +149,7 @@ class FastCluster(RequestFlow):
     def _arrivals(self) -> None:
         """All requests of this instant come in and go to prefill instances."""
         if not self._started:
-            self._start()
+            self._begin()
         request = self._next
         while request is not None and request.arrival_s <= self._events.now:
             self._progress(request.arrival_s)
@@ -158,6 +159,16 @@ class FastCluster(RequestFlow):
         if request is not None:
             self._events.at(request.arrival_s, self._arrivals)
         self._finish_if_done()
+
+    def _queue_at_front_end(self, then: Callable[[], None]) -> None:
+        self._front_end.take(partial(self._serve, then))
+
+    def _serve(self, then: Callable[[], None]) -> None:
+        def served() -> None:
+            self._front_end.give_back()
+            then()
+
+        self._events.at(self._events.now + self._next_leg_s(), served)
 
     def _queue(self, job: Job, target: int) -> None:
         self._prefill[target].submit(job)

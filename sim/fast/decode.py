@@ -220,6 +220,10 @@ class FastDecode(FastInstance):
 
     def _join(self, job: Job) -> None:
         self._waiting_tokens -= job.kv_tokens
+        job.join(self.events.now)
+        if job.finished:
+            self._finished(job)
+            return
         self._kv_tokens += job.kv_tokens
         self._batch += 1
         rest = job.request.output_tokens - job.produced
@@ -227,8 +231,6 @@ class FastDecode(FastInstance):
         heappush(self._leaving, member)
         self._members[member.order] = member
         self._fresh.append(job)
-        if job.decode_start_s is None:
-            job.decode_start_s = self.events.now
 
     def _retract(self) -> bool:
         """As the reference."""

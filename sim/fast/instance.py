@@ -57,6 +57,7 @@ class FastInstance(ABC):
         self._stretch = 1.0
         self._idle = False
         self._idle_since_s = 0.0
+        self._asked_idle_s = math.inf
         self._waking = False
         self._metered_s = 0.0
         self._end: Event | None = None
@@ -175,10 +176,15 @@ class FastInstance(ABC):
             self.events.cancel(self._idle_question)
             self._idle_question = None
         self._meter_idle()
-        self._boundary()
+        self._go_on()
 
     def _boundary(self) -> None:
-        """Between two iterations: start the next, or idle."""
+        """An iteration has ended."""
+        self._idle_since_s, self._asked_idle_s = self.events.now, 0.0
+        self._go_on()
+
+    def _go_on(self) -> None:
+        """Start the next iteration, or idle."""
         if self._form_batch():
             if self.publishes:
                 self._told = self._stand()
@@ -190,8 +196,7 @@ class FastInstance(ABC):
             return
         self._publish()
         self._idle = True
-        self._idle_since_s = self.events.now
-        self._question_idleness(0.0)
+        self._question_idleness()
         self._enter_idle()
 
     def _ask(self, load: LoadSnapshot) -> None:
@@ -201,19 +206,20 @@ class FastInstance(ABC):
         if (decision.clock_mhz, decision.power_cap_w) != self.commanded:
             self.command(decision)
 
-    def _question_idleness(self, asked_s: float) -> None:
+    def _question_idleness(self) -> None:
         """Plan the question that the controller wished for, once idle for longer than when last asked."""
         wished = self._decision.ask_when_idle_s
-        if wished is not None and wished > asked_s:
+        if wished is not None and wished > self._asked_idle_s:
             self._idle_question = self.events.at(self._idle_since_s + wished, self._ask_idle)
 
     def _ask_idle(self) -> None:
-        idle = self.events.now - self._idle_since_s
+        assert self._decision.ask_when_idle_s is not None
+        self._asked_idle_s = self._decision.ask_when_idle_s
         self._meter_idle()
         self._publish()
-        self._ask(self.load(idle))
+        self._ask(self.load(self.events.now - self._idle_since_s))
         self._enter_idle()
-        self._question_idleness(idle)
+        self._question_idleness()
 
     def _enter_idle(self) -> None:
         self.meter.enter(self.events.now, self.clock_mhz, 0, 0, self._queued())

@@ -16,7 +16,7 @@ from voltana.state import Decision, LoadSnapshot, Phase
 
 
 class FastPrefill(FastInstance):
-    """See the module; `finished` takes a job with its first token made."""
+    """See the module; `finished` takes a job whose prompt is computed."""
 
     phase: Phase = "prefill"
 
@@ -31,7 +31,7 @@ class FastPrefill(FastInstance):
 
     def submit(self, job: Job) -> None:
         """Take a request."""
-        self._queue.add(job)
+        self._queue.add(job, self.events.now)
         self.arrived_requests += 1
         self.arrived_tokens += job.request.input_tokens
         if self._idle:
@@ -118,6 +118,6 @@ class FastPrefill(FastInstance):
         self._iterations += 1
         self._busy_s += now - self._started_s
         for job in self._queue.complete_batch():
-            job.first_token(now)
+            job.prompt_done(now)
             self._finished(job)
         self._boundary()

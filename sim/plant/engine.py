@@ -26,14 +26,19 @@ class EngineSpec:
     """Share of GPU memory for weights and KV cache."""
     host_prefill_s: float = 0.0
     """Time per prefill iteration in which the GPU waits for the scheduler (no overlap), at idle power."""
+    host_request_s: float = 0.0
+    """The same for every request of a prefill iteration: tokens in, cache laid out and sent, answer out."""
     host_decode_s: float = 0.0
-    """The same per decode iteration."""
+    """The same as `host_prefill_s` per decode iteration."""
     prefill_slowdown: float = 1.0
     """Prefill kernels: the part that scales with the clock takes so many times as long, at equal power."""
     decode_slowdown: float = 1.0
     """The same for decode kernels; it makes decode more sensitive to the clock."""
-    activity: float = 1.0
-    """Dynamic power of SMs and memory relative to the calibrated GPU: another die, other data, other kernels."""
+    prefill_activity: float = 1.0
+    """Dynamic power of SMs and memory in prefill relative to the calibrated GPU: another die, other data, other
+    kernels."""
+    decode_activity: float = 1.0
+    """The same in decode."""
     eager_launch_s: float = 0.0
     """Host time to launch a kernel outside a CUDA graph; a block of kernels takes at least the sum of its launches."""
 
@@ -45,9 +50,9 @@ class EngineSpec:
     def __post_init__(self) -> None:
         if not isinstance(self.cuda_graph, bool):
             raise UserError(f"engine.cuda_graph: found {self.cuda_graph!r}; allowed: true, false")
-        for key in ("host_prefill_s", "host_decode_s", "eager_launch_s"):
+        for key in ("host_prefill_s", "host_request_s", "host_decode_s", "eager_launch_s"):
             checks.number(f"engine.{key}", getattr(self, key), 0.0, 10.0)
-        for key in ("prefill_slowdown", "decode_slowdown", "activity"):
+        for key in ("prefill_slowdown", "decode_slowdown", "prefill_activity", "decode_activity"):
             checks.number(f"engine.{key}", getattr(self, key), 0.05, 20.0)
         checks.number("engine.mem_fraction", self.mem_fraction, 0.01, 1.0)
         batches = tuple(self.graph_batches)

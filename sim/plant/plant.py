@@ -48,9 +48,9 @@ class _PrefillLine(NamedTuple):
     e1_j: float
     idle_w: float
 
-    def run(self, pairs: float) -> tuple[float, float]:
-        """Seconds and joules."""
-        seconds = max(self.floor_s, self.block0_s + self.block1_s * pairs) + self.rest_s
+    def run(self, pairs: float, host_s: float) -> tuple[float, float]:
+        """Seconds and joules, the GPU waiting for the host in between."""
+        seconds = max(self.floor_s, self.block0_s + self.block1_s * pairs) + self.rest_s + host_s
         return seconds, self.e0_j + self.e1_j * pairs + self.idle_w * seconds
 
 
@@ -91,9 +91,9 @@ class Plant:
         """Power of the group with a context loaded and nothing running, W."""
         return self.model.tp * self.gpu.idle_power_w(clock_mhz)
 
-    def _dynamic_j(self, clock_mhz: float, work: Work) -> float:
+    def _dynamic_j(self, clock_mhz: float, work: Work, activity: float) -> float:
         """Energy of the group beside the idle draw."""
-        scale = self.model.tp * self.engine.activity
+        scale = self.model.tp * activity
         return scale * (self.gpu.dynamic_scale(clock_mhz) * work.active_ws + work.dram_j)
 
     # Prefill
@@ -107,12 +107,13 @@ class Plant:
         a whole prompt of n tokens, chunk * context + chunk (chunk + 1) / 2 for a chunk behind a context. `limit_w`
         is the power limit of the whole group; None: the GPU's own.
         """
+        host_s = self.engine.host_prefill_s + requests * self.engine.host_request_s
         rows = -(-tokens // 16) * 16 if tokens > 64 else tokens
         heads = -(-requests // 64) * 64
 
         def run(clock: float) -> tuple[float, float]:
             line = self._prefill_lines.get((rows, heads, clock)) or self._prefill_line(rows, heads, clock)
-            return line.run(token_pairs)
+            return line.run(token_pairs, host_s)
 
         seconds, joules, clock = under_limit(
             run, self._clocks, clock_mhz, self._limit_w if limit_w is None else limit_w, self._last_clock
@@ -134,9 +135,9 @@ class Plant:
             block.seconds,
             pair.seconds,
             floor_s,
-            forward.seconds + head.seconds + engine.host_prefill_s,
-            self._dynamic_j(clock, block + forward + head),
-            self._dynamic_j(clock, pair),
+            forward.seconds + head.seconds,
+            self._dynamic_j(clock, block + forward + head, engine.prefill_activity),
+            self._dynamic_j(clock, pair, engine.prefill_activity),
             self.idle_power_w(clock),
         )
         return line
@@ -194,14 +195,14 @@ class Plant:
 
         The batch is padded for everything but attention, whose padded rows have no context.
         """
-        layers, net = self.model.layers, self._transformer
+        layers, net, activity = self.model.layers, self._transformer, self.engine.decode_activity
         ops, block, rest, floor_s = self._decode_base(batch_size, clock)
         idle_w = self.idle_power_w(clock)
 
         def point(context: float, waits: bool) -> Point:
             attention = (block + net.decode_attention(ops, batch_size, context)) * layers
             seconds = (floor_s if waits else attention.seconds) + rest.seconds
-            return Point(seconds, self._dynamic_j(clock, attention + rest) + idle_w * seconds, clock)
+            return Point(seconds, self._dynamic_j(clock, attention + rest, activity) + idle_w * seconds, clock)
 
         for low, high, end in ((0.0, SHORT, SHORT), (SHORT, LONG, LONG), (LONG, 2 * LONG, math.inf)):
             start, stop, valid_to = batch_size * low, batch_size * high, batch_size * end

@@ -218,6 +218,8 @@ def test_published_points_in_the_colour_of_their_policy(tmp_path: Path, write_ru
     assert dashed.get_color() == POLICIES["voltana"].colour
     assert dashed.is_dashed()
     assert legend(figure) == ["voltana", "static_max, published", "published"]
+    (tmp_path / "other.csv").write_text(PUBLISHED.splitlines()[0] + "\n")
+    assert legend(curves(load_runs([tmp_path / "runs"]), str(tmp_path))) == legend(figure)
 
 
 @pytest.mark.parametrize(

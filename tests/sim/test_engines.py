@@ -36,6 +36,8 @@ RUNS = st.fixed_dictionaries(
         "serving.decode.reserve_tokens": st.sampled_from([8, 0, 1, 200]),
         "serving.decode.max_requests": st.sampled_from([1024, 6]),
         "serving.latency_noise": st.sampled_from([0.0, 0.0, 0.05]),
+        "front_end.leg_s": st.sampled_from([0.0, 0.003, 0.02]),
+        "front_end.stall_legs": st.sampled_from(["null", 2, 30]),
         "drift": st.just("slow_and_hot"),
         "drift.at_s": st.sampled_from(["null", "null", 0.4, 1.5]),
         "seed": st.integers(0, 10_000),
@@ -100,6 +102,19 @@ def test_routers_that_choose_at_arrival(
     _same_table(reference.requests(), fast.requests())
     _same_table(reference.instances(), fast.instances())
     _same_numbers(reference.summary, fast.summary)
+
+
+def test_answers_of_one_token_leave_an_idle_instance_idle(both: Callable[..., list[RunRecord]], tmp_path: Path) -> None:
+    trace = tmp_path / "trace.csv"
+    rows = [(0.0, 900, 40), *((1.0 + 1.7 * i, 50, 1) for i in range(8)), (16.0, 900, 40)]
+    trace.write_text("arrival_s,input_tokens,output_tokens\n" + "".join(f"{a},{i},{o}\n" for a, i, o in rows))
+    replay = ("trace=file", f"trace.path={trace}", "arrival=timestamps", "duration_s=null", "requests=100")
+    reference, fast = both("policy=voltana", "slo.itl_ms=7", "cluster.decode_instances=1", *replay)
+    _same_table(reference.requests(), fast.requests())
+    _same_table(reference.instances(), fast.instances())
+    decode = reference.instances().query("phase == 'decode' and 2 < time_s < 16")
+    assert decode.batch_size.tolist() == [0] and decode.clock_mhz.tolist() == [1005]
+    assert 5 < decode.time_s.iloc[0] < 6  # asked after 5 s of idleness, which no such answer interrupts
 
 
 def _same_table(reference: pd.DataFrame, fast: pd.DataFrame) -> None:

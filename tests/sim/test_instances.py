@@ -93,8 +93,34 @@ def test_who_outgrows_the_cache_leaves_it_to_those_who_wait(run: Run, trace: Cal
     assert (_batches(record, "decode").kv_tokens <= 800).all()
 
 
+def test_a_client_waits_for_its_first_token_until_decode_has_a_place(run: Run, trace: Callable[..., list[str]]) -> None:
+    jobs = trace((0.0, 100, 50), (0.001, 100, 5), (0.002, 100, 1))
+    requests = run(*jobs, "serving.decode.max_requests=1").requests().sort_values("request_id")
+    first, finish = requests.first_token_s.tolist(), requests.finish_s.tolist()
+    assert first[1:] == finish[:2] and finish[2] == first[2]
+    assert (requests.ttft_s == requests.first_token_s - requests.arrival_s).all()
+    assert requests.max_itl_s.iloc[1] == pytest.approx(requests.mean_itl_s.iloc[1], rel=0.01)
+    assert (requests.decode_instance == "decode-0").all()
+
+
+def test_the_front_end_serves_one_leg_after_another(run: Run, trace: Callable[..., list[str]]) -> None:
+    jobs = trace((0.0, 100, 1), (0.0, 100, 1), (0.0, 100, 1))
+    record = run(
+        *jobs,
+        "cluster.prefill_instances=3",
+        "front_end.leg_s=0.5",
+        "front_end.stall_legs=4",
+        "cluster.link.latency_s=0",
+    )
+    requests = record.requests().sort_values("request_id")
+    assert requests.prefill_start_s.min() == pytest.approx(0.5)
+    left = (requests.first_token_s - 100 * 131072 / 25e9).tolist()
+    assert sorted(left) == pytest.approx([2.3, 2.8, 3.3], abs=1e-3)  # the stall of 0.3 s comes with the fourth leg
+
+
 def test_kv_travels_before_decode_starts(run: Run, trace: Callable[..., list[str]]) -> None:
     jobs = trace((0.0, 1000, 2))
-    slow = run(*jobs, "cluster.link.latency_s=0.5", "cluster.link.streams=1", "cluster.link.bytes_per_s=1e9")
+    link = ("cluster.link.latency_s=0.5", "cluster.link.streams=1", "cluster.link.bytes_per_s=1e9")
+    slow = run(*jobs, "front_end=none", *link)
     row = slow.requests().iloc[0]
-    assert row.decode_start_s - row.first_token_s == pytest.approx(0.5 + 1000 * 131072 / 1e9)
+    assert row.first_token_s - row.prefill_end_s == pytest.approx(0.5 + 1000 * 131072 / 1e9)

@@ -103,7 +103,7 @@ def test_decode_is_padded_to_captured_batches() -> None:
     assert EngineSpec().padded(257) == 257
 
 
-@pytest.mark.parametrize("engine", [EngineSpec(), EAGER, EngineSpec(activity=1.6)])
+@pytest.mark.parametrize("engine", [EngineSpec(), EAGER, EngineSpec(prefill_activity=1.6, decode_activity=1.6)])
 @pytest.mark.parametrize("batch", [1, 24, 300])
 def test_decode_lies_on_its_lines(engine: EngineSpec, batch: int) -> None:
     plant = Plant(GPU, LLAMA, engine)
@@ -152,7 +152,7 @@ def test_engine_effects_have_their_meaning() -> None:
     slow = Plant(GPU, LLAMA, EngineSpec(prefill_slowdown=1.6))
     ratio = [p.prefill(4, 4096, 4 * whole(1024), 1005).duration_s for p in (slow, plain)]
     assert 1.45 < ratio[0] / ratio[1] <= 1.6
-    hot = Plant(GPU, LLAMA, EngineSpec(activity=1.1))
+    hot = Plant(GPU, LLAMA, EngineSpec(prefill_activity=1.1, decode_activity=1.1))
     assert hot.decode(8, 100, 1005).power_w > plain.decode(8, 100, 1005).power_w
     assert hot.idle_power_w(1005) == plain.idle_power_w(1005)
 

@@ -26,7 +26,7 @@ def plant(kind: int) -> Plant:
         EngineSpec(),
         EngineSpec(graph_batches=(8, 64, 512, 2048), prefill_slowdown=1.6, decode_slowdown=1.3, host_decode_s=0.002),
         EngineSpec(cuda_graph=False, eager_launch_s=34e-6),
-        EngineSpec(activity=1.8),
+        EngineSpec(prefill_activity=1.8, decode_activity=1.8),
     )
     return Plant(GPU, model, engines[kind])
 
@@ -93,6 +93,6 @@ def test_power_stays_between_idle_and_the_limit(p: Plant, batch: int, kv: int, c
 @settings(max_examples=50, deadline=None)
 @given(st.integers(1, 700), st.integers(0, 400_000), CLOCKS)
 def test_answers_do_not_depend_on_what_was_asked_before(batch: int, kv: int, clock: int) -> None:
-    fresh = Plant(GPU, LLAMA, EngineSpec(activity=1.8))
+    fresh = Plant(GPU, LLAMA, EngineSpec(prefill_activity=1.8, decode_activity=1.8))
     assert fresh.decode(batch, kv, clock) == plant(3).decode(batch, kv, clock)
     assert fresh.prefill(1, 1 + kv // 50, 1e4, clock) == plant(3).prefill(1, 1 + kv // 50, 1e4, clock)

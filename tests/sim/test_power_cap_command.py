@@ -44,7 +44,7 @@ def test_calibration_stops_at_the_cliff(values: Values, tmp_path: Path) -> None:
         assert t.cap_w is not None
         assert low <= t.cap_w <= high
         assert t.draw_w <= t.cap_w * (1 + 1e-9) < natural.draw_w * (1 + 1e-9)
-    energies = [t.energy_j for t in trials]
+    energies = [t.energy_j for t in trials[:-1]]  # beyond the cliff a longer run may cost more again
     assert energies == sorted(energies, reverse=True)
 
 

@@ -76,14 +76,6 @@ def test_telemetry_of_one_instance_says_nothing_of_another() -> None:
     assert Dispatcher(RoundRobin(), board.sources()).loads() == [InstanceLoad(1005, 0, 0), InstanceLoad(1005, 5, 500)]
 
 
-def test_a_request_that_will_never_arrive_is_counted_no_longer() -> None:
-    dispatcher = Dispatcher(Recording(1), Board(2).sources())
-    for tokens in (100, 50):
-        dispatcher.dispatch(request(tokens))
-    dispatcher.withdraw(request(100), 1)
-    assert dispatcher.loads() == [InstanceLoad(1005, 0, 0), InstanceLoad(1005, 1, 50)]
-
-
 def test_a_router_may_see_tokens_as_telemetry_has_them() -> None:
     router, board = Recording(0, counts_tokens_sent=False), Board(1)
     board.last = [telemetry(batch=(1, 100), queue=(2, 80), arrived=(0, 0))]

@@ -17,7 +17,11 @@ COMPLETED, FAILED, UNFINISHED = "completed", "failed", "unfinished"
 
 
 class RequestRow(NamedTuple):
-    """One request. What did not happen is None: the times of a failed request, the ITL of a one-token answer."""
+    """One request. What did not happen is None: the times of a failed request, the ITL of a one-token answer.
+
+    The first token is made at `prefill_end_s` and reaches the client at `first_token_s`, when the request joins the
+    batch of its decode instance: a P/D router passes on what the decode server sends.
+    """
 
     request_id: int
     arrival_s: float
@@ -26,8 +30,8 @@ class RequestRow(NamedTuple):
     prefill_instance: str | None
     decode_instance: str | None
     prefill_start_s: float | None
+    prefill_end_s: float | None
     first_token_s: float | None
-    decode_start_s: float | None
     finish_s: float | None
     ttft_s: float | None
     mean_itl_s: float | None

@@ -34,7 +34,7 @@ class Pair:
         self._plant, self._link, self._free_s = plant, link, [0.0] * link.streams
         self.prefill = PrefillInstance(plant, clock, 0.0, limits=prefill, finished=self._prefilled)
         self.decode = DecodeInstance(
-            plant, clock, 0.0, limits=decode, joined=lambda job: None, token=self._token, failed=lambda job: None
+            plant, clock, 0.0, limits=decode, joined=self._joined, token=self._token, failed=lambda job: None
         )
         self.first_s: dict[int, float] = {}
         self.finish_s: dict[int, float] = {}
@@ -42,11 +42,15 @@ class Pair:
     def _prefilled(self, job: Job) -> None:
         now_s, link = self.prefill.now_s, self._link
         job.produced = 1
-        self.first_s[job.answer] = now_s
         size = job.prompt_tokens * self._plant.kv_bytes_per_token
         arrives_s = max(now_s, self._free_s[0]) + link.latency_s + size * link.streams / link.bytes_per_s
         heapq.heapreplace(self._free_s, arrives_s)
         self.decode.at(arrives_s, lambda: self.decode.submit(job))
+
+    def _joined(self, job: Job) -> None:
+        if job.produced == 1:
+            self.first_s[job.answer] = self.decode.now_s
+            self._token(job)
 
     def _token(self, job: Job) -> None:
         if job.produced == job.max_tokens:
@@ -68,7 +72,7 @@ class Pair:
                 self.prefill.submit(Job(rows[number][1], rows[number][2], now_s, number))
 
 
-TRACE = [(0.011 * (i // 3) + 0.001 * i, 40 + (i * 577) % 1500, 2 + (i * 211) % 190) for i in range(90)]
+TRACE = [(0.011 * (i // 3) + 0.001 * i, 40 + (i * 577) % 1500, 1 + (i * 211) % 190) for i in range(90)]
 
 
 @pytest.mark.parametrize(
@@ -90,6 +94,7 @@ def test_schedule_and_energy_are_the_simulators(
     values = compose_sim(
         "trace=file", f"trace.path={trace}", "arrival=timestamps", "duration_s=null", "requests=1000",
         "cluster.prefill_instances=1", "cluster.decode_instances=1", "policy=static_max", "engine=reference",
+        "front_end=none",
         f"serving.prefill.max_tokens={prefill.max_tokens}", f"serving.prefill.max_requests={prefill.max_requests}",
         f"serving.prefill.chunk_tokens={'null' if prefill.chunk_tokens is None else prefill.chunk_tokens}",
         f"serving.decode.max_requests={decode.max_requests}", f"serving.decode.reserve_tokens={decode.reserve_tokens}",
