@@ -103,9 +103,7 @@ class AskedController(_Asked):
         """
         try:
             answer = self._decide(load)
-        except KeyboardInterrupt:
-            raise
-        except BaseException as error:
+        except BaseException as error:  # Ctrl-C does not come here: the engines put it off (`sim.flow`)
             raise self._raised(f"at {load.time_s:.3f} s", error, self._decision()) from error
         if answer.__class__ is Decision:
             clock_mhz, ask_when_idle_s, holds_below_tokens, power_cap_w = answer
@@ -175,8 +173,6 @@ class AskedRouter(_Asked):
         """
         try:
             answer = self._route(request, candidates)
-        except KeyboardInterrupt:
-            raise
         except BaseException as error:
             raise self._raised(_when(request), error, _indices(candidates)) from error
         if type(answer) is int and 0 <= answer < len(candidates):
