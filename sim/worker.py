@@ -17,9 +17,7 @@ from typing import Any, NamedTuple
 from voltana.cli import explain_job_error
 from voltana.errors import TakenError, UserError, one_line
 from voltana.files import write_whole
-
-LOG = "error.log"
-"""In the folder of a run that failed: the traceback, if there is one, and the line that says why."""
+from voltana.record.schema import LOG
 
 
 class Failure(NamedTuple):

@@ -10,8 +10,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from sim.worker import LOG, work
+from sim.worker import work
 from voltana.record import CONFIG, claim
+from voltana.record.schema import LOG
 
 Values = Callable[..., dict[str, Any]]
 

@@ -234,7 +234,8 @@ def test_a_failed_run_leaves_its_rows_and_no_table(tmp_path: Path) -> None:
     assert rows(RunRecord(tmp_path, unfinished=True).requests()) == SOME_REQUESTS[:1]
 
 
-def test_a_finished_record_keeps_no_journal(tmp_path: Path) -> None:
+def test_a_finished_record_keeps_no_journal_and_no_log_of_a_failure(tmp_path: Path) -> None:
+    (tmp_path / "error.log").write_text("of an earlier run")
     with RecordWriter(tmp_path, CONFIGURATION) as writer:
         writer.request(SOME_REQUESTS[0])
         writer.keep()

@@ -10,6 +10,8 @@ CONFIG, PROVENANCE, SUMMARY = "config.yaml", "provenance.json", "summary.json"
 REQUESTS, INSTANCES = "requests.parquet", "instances.parquet"
 JOURNALS = {REQUESTS: "requests.journal", INSTANCES: "instances.journal"}
 """Of a table that is not whole yet: its rows so far, an Arrow stream that reads up to where it was cut."""
+LOG = "error.log"
+"""Of a run that failed in a sweep: the traceback, if there is one, and the line that says why."""
 LOCK = ".lock"
 """Held by the process that writes the record."""
 

@@ -19,6 +19,7 @@ from voltana.record.schema import (
     INSTANCE_SCHEMA,
     INSTANCES,
     JOURNALS,
+    LOG,
     PROVENANCE,
     REQUEST_SCHEMA,
     REQUESTS,
@@ -91,7 +92,7 @@ class RecordWriter:
     def _clear(self) -> None:
         """Remove an earlier record, the summary first, so that nothing finished is ever mixed."""
         with writing(self.folder):
-            for name in (SUMMARY, REQUESTS, INSTANCES, PROVENANCE, *JOURNALS.values()):
+            for name in (SUMMARY, REQUESTS, INSTANCES, PROVENANCE, LOG, *JOURNALS.values()):
                 for each in (name, name + PART):
                     (self.folder / each).unlink(missing_ok=True)
 
