@@ -54,7 +54,6 @@ def values(*overrides: str) -> dict[str, Any]:
         (["trace=file", "trace.path=nowhere.csv"], "trace.path: found"),
         (["trace=file", "trace.path=bad.csv"], "bad.csv: found an unreadable file"),
         (["trace=file", "trace.path=late.csv", "arrival=timestamps"], "duration_s: no request arrives within it"),
-        (["servers.first_token=late"], "servers."),
         (["servers.stream_interval=0"], "servers.stream_interval: found 0"),
         (["servers=sglang"], "servers.environment: found null"),
         (SGLANG, "servers.python: found no /nowhere"),
