@@ -104,7 +104,7 @@ def test_the_shipped_file_has_the_form_of_a_written_one() -> None:
 
 
 @pytest.mark.parametrize(
-    ("rps", "pair"), [(50, (1155, 750)), (55.5, (1155, 750)), (75, (1275, 1110)), (200, (1275, 1335))]
+    ("rps", "pair"), [(50, (1065, 810)), (55.5, (1065, 810)), (75, (1230, 1050)), (200, (1305, 1170))]
 )
 def test_the_shipped_clocks_are_those_of_the_nearest_rate(rps: float, pair: tuple[int, int]) -> None:
     policy = compose([f"rps={rps}"])["policy"]
