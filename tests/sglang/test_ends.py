@@ -40,6 +40,7 @@ async def test_a_client_that_goes_frees_both_servers(stack: Any, stream: bool) -
 
 
 async def test_a_server_that_cannot_start_says_why(environment: Environment, tmp_path: Path) -> None:
+    (tmp_path / "no-model").mkdir()
     servers = SglangServers(
         environment.python, tmp_path / "no-model", prefill=0, decode=0, unified=1, folder=tmp_path / "logs"
     )

@@ -61,7 +61,7 @@ def test_energy_and_clocks(
 ) -> None:
     monkeypatch.setattr("live.profiling.run.IDLE_S", 0.1)
     gpu, out = fake_gpu(power_w=250.0), tmp_path / "mine.csv"
-    values = configuration({"tp": 2}, clocks_mhz=[1410, 1005], window_s=0.08, windows=[2, 2], budget_s=0.3)
+    values = configuration({"tp": 2}, clocks_mhz=[1410, 1005], window_s=0.15, windows=[2, 2], budget_s=0.3)
     values["profile"]["decode"] = {"max_batch": 4, "tokens_per_request": [4, 32], "samples": 5}
     take(values, out, gpu)
     samples = read_profile(out)
