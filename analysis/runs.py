@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from voltana.errors import UserError
-from voltana.record import CONFIG, SUMMARY, RunRecord, find_records, find_unfinished
+from voltana.record import CONFIG, SUMMARY, RunRecord, find_records, find_unfinished, flatten
 
 GROUPS = ("source", "model", "gpu", "cluster", "trace", "arrival", "slo", "rps")
 """What identifies a run besides its policy, in the order to show it."""
@@ -191,16 +191,12 @@ def replay_of(record: RunRecord) -> str | None:
     return f"{rate}/s: {arrivals['count']} requests in {arrivals['span_s']:.1f} s{source}{left_out}"
 
 
-def _flatten(config: Mapping[str, Any], prefix: str = "") -> Flat:
-    flat: Flat = {}
-    for key, value in config.items():
-        if isinstance(value, Mapping):
-            flat |= _flatten(value, f"{prefix}{key}.")
-        elif isinstance(value, str | int | float | bool | None):
-            flat[f"{prefix}{key}"] = value
-        else:
-            flat[f"{prefix}{key}"] = json.dumps(value, default=str)
-    return flat
+def _flatten(config: Mapping[str, Any]) -> Flat:
+    """With dotted keys; what is no single value, such as a list, as its JSON."""
+    return {
+        key: value if isinstance(value, str | int | float | bool | None) else json.dumps(value, default=str)
+        for key, value in flatten(config).items()
+    }
 
 
 def _policy_name(record: RunRecord, flat: Flat) -> str:

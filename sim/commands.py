@@ -15,7 +15,7 @@ from voltana.cli import hydra_command
 from voltana.errors import UserError
 from voltana.extras import require
 from voltana.help import wants_help
-from voltana.terminal import plain_console
+from voltana.terminal import plain_console, short
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -52,7 +52,7 @@ def _simulate(config: DictConfig) -> None:
     with _arrival_progress(values) as progress:
         summary, already_there = run_once(values, folder, progress, overwrite=overwrite, sweep=this_sweep())
     if already_there:
-        print(f"{_short(folder)}: this run is there already; overwrite=true runs it again", file=sys.stderr)
+        print(f"{short(folder)}: this run is there already; overwrite=true runs it again", file=sys.stderr)
     _print_run(values, summary, folder)
 
 
@@ -107,14 +107,10 @@ def _print_run(values: dict[str, Any], summary: dict[str, Any], folder: Path) ->
         ("goodput", "-" if summary["goodput_per_s"] is None else f"{summary['goodput_per_s']:.1f} requests/s in time"),
         ("clock changes", f"{summary['clock_changes']}"),
         ("simulated", f"{summary['duration_s']:.1f} s in {summary['wall_s']:.2f} s"),
-        ("run record", str(_short(folder))),
+        ("run record", str(short(folder))),
     ):
         table.add_row(name, value)
     plain_console().print(table)
-
-
-def _short(path: Path) -> Path:
-    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
 
 def _profile(config: DictConfig) -> None:

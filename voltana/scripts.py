@@ -15,8 +15,7 @@ from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 from types import ModuleType
 
-OURS = ("analysis", "conf", "live", "sim", "traces")
-"""Packages that lie beside this one."""
+from voltana import BESIDE
 
 
 class _OursFirst(MetaPathFinder):
@@ -29,7 +28,7 @@ class _OursFirst(MetaPathFinder):
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
         """As the base class says."""
-        return PathFinder.find_spec(fullname, self._beside, target) if fullname in OURS else None
+        return PathFinder.find_spec(fullname, self._beside, target) if fullname in BESIDE else None
 
 
 sys.meta_path.insert(0, _OursFirst())

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from voltana.cli import hydra_command
 from voltana.errors import RunError
 from voltana.extras import require
-from voltana.terminal import plain_console
+from voltana.terminal import plain_console, short
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -41,7 +41,7 @@ def _live(config: DictConfig) -> None:
     values, overwrite = resolve(config), overwrite_of(config)
     there = None if overwrite else already_there(folder, values)
     if there is not None and went_wrong(there.summary) is None:
-        print(f"{_short(folder)}: this run is there already; overwrite=true runs it again", file=sys.stderr)
+        print(f"{short(folder)}: this run is there already; overwrite=true runs it again", file=sys.stderr)
         print_run(there.summary, folder)
         return
     summary = replay(values, folder, console, overwrite=overwrite, sweep=this_sweep())
@@ -128,7 +128,7 @@ def print_run(summary: dict[str, Any], folder: Path) -> None:
     from rich.table import Table
 
     console, table = plain_console(), Table(show_header=False, box=None)
-    for name, value in (*_lines(summary), ("run record", str(_short(folder)))):
+    for name, value in (*_lines(summary), ("run record", str(short(folder)))):
         table.add_row(name, value)
     console.print(table)
     if summary["starved"]:
@@ -136,10 +136,6 @@ def print_run(summary: dict[str, Any], folder: Path) -> None:
         console.print(told, soft_wrap=True)
     for note in summary["energy_notes"]:
         console.print(f" {note}", soft_wrap=True)
-
-
-def _short(folder: Path) -> Path:
-    return folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
 
 
 def _lines(summary: dict[str, Any]) -> list[tuple[str, str]]:

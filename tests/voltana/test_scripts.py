@@ -37,7 +37,7 @@ decode_controller: {_target_: mine.Mine}
 @pytest.fixture(name="folder")
 def _folder(tmp_path: Path) -> Path:
     """A user's folder with a policy, and with every name of ours taken."""
-    for name in voltana.scripts.OURS:
+    for name in voltana.BESIDE:
         (tmp_path / name).mkdir()
         for path in (tmp_path / f"{name}.py", tmp_path / name / "__init__.py"):
             path.write_text("raise RuntimeError('the wrong one')\n")
@@ -66,7 +66,7 @@ def test_a_sweep_and_its_workers_find_ours_and_the_users_policy(folder: Path) ->
 def test_processes_that_commands_start_find_ours(folder: Path) -> None:
     assert "usage" in run(folder, *voltana.scripts.module_command("sim.rerun", "--help"))
     started = re.compile(r'sys\.executable,\s*"-m",\s*"(?:live|sim|analysis|traces)\b')
-    around = [path for package in voltana.scripts.OURS for path in (ROOT / package).rglob("*.py")]
+    around = [path for package in voltana.BESIDE for path in (ROOT / package).rglob("*.py")]
     assert not [path for path in around if started.search(path.read_text())], "voltana.scripts.module_command"
 
 
@@ -89,4 +89,4 @@ def test_every_script_tells_the_version(
 
 def test_every_package_of_ours_comes_first() -> None:
     packages = {name.partition(".")[0] for name in SETTINGS["tool"]["setuptools"]["packages"]}
-    assert packages == {"voltana", "hydra_plugins", *voltana.scripts.OURS}
+    assert packages == {"voltana", "hydra_plugins", *voltana.BESIDE}

@@ -17,7 +17,7 @@ duration over the rows of an instance is its energy.
 """
 
 from voltana.record.claim import Claim, claim, holder, refuse_another
-from voltana.record.reader import RunRecord, find_records, find_unfinished, iterate
+from voltana.record.reader import RunRecord, find_records, find_unfinished, flatten, iterate
 from voltana.record.schema import (
     COMPLETED,
     CONFIG,
@@ -53,6 +53,7 @@ __all__ = [
     "claim",
     "find_records",
     "find_unfinished",
+    "flatten",
     "holder",
     "iterate",
     "refuse_another",

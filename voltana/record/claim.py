@@ -15,7 +15,7 @@ from typing import IO, Any
 
 from voltana.errors import TakenError, UserError
 from voltana.files import writing
-from voltana.record.reader import RunRecord
+from voltana.record.reader import RunRecord, flatten
 from voltana.record.schema import CONFIG, LOCK
 
 
@@ -130,7 +130,7 @@ def refuse_another(folder: Path, config: Mapping[str, Any]) -> None:
 
 def differing(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
     """The first keys in which two configurations differ, in words; empty if they are the same."""
-    flat_found, flat_wanted = _flatten(found), _flatten(wanted)
+    flat_found, flat_wanted = flatten(found), flatten(wanted)
     keys = [key for key in {**flat_wanted, **flat_found} if flat_found.get(key, _NONE) != flat_wanted.get(key, _NONE)]
     named = [key for key in keys if key.removesuffix(".name") in _TELLING] or keys
     words = [f"{key.removesuffix('.name')}={flat_found.get(key, 'unset')}" for key in named[:3]]
@@ -139,10 +139,3 @@ def differing(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
 
 _NONE = object()
 _TELLING = ("policy", "model", "trace", "gpu", "cluster", "slo", "rps", "duration_s", "seed")
-
-
-def _flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in config.items():
-        flat |= _flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
-    return flat

@@ -15,7 +15,7 @@ import socket
 import subprocess
 import sys
 import sysconfig
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from functools import cache
 from importlib import metadata
@@ -24,10 +24,10 @@ from typing import Any
 
 import voltana
 from voltana.errors import UserError
-from voltana.record.reader import RunRecord
+from voltana.record.reader import RunRecord, flatten
 from voltana.record.schema import PROVENANCE
 
-OWN = ("voltana", "sim", "traces", "live", "conf", "analysis")
+OWN = ("voltana", *voltana.BESIDE)
 """Import names of this project."""
 _DEPENDENCIES = ("hydra-core", "numpy", "pandas", "pyarrow", "pydantic", "scikit-learn", "scipy", "simpy")
 _LIVE_DEPENDENCIES = ("httptools", "msgspec", "nvidia-ml-py", "pyzmq", "uvloop")
@@ -75,7 +75,9 @@ def dependencies(source: str, config: Mapping[str, Any], predictor: Path | None 
         it imports, `<key>.path` for each file that the configuration names, `predictor`.
     """
     found = {"code": {"path": str(_root()), "sha256": _own_code(source)}}
-    for key, value in _strings(config):
+    for key, value in flatten(config).items():
+        if not isinstance(value, str):
+            continue
         name = key.rpartition(".")[2]
         if name == "_target_" and value.partition(".")[0] not in OWN:
             files = sorted(_user_modules(value.rpartition(".")[0]))
@@ -115,14 +117,6 @@ def changed(record: RunRecord) -> list[str]:
 
 def _sha(each: Mapping[str, str] | None) -> str | None:
     return None if each is None else each.get("sha256")
-
-
-def _strings(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
-    for key, value in config.items():
-        if isinstance(value, Mapping):
-            yield from _strings(value, f"{prefix}{key}.")
-        elif isinstance(value, str):
-            yield f"{prefix}{key}", value
 
 
 def _hash(files: Sequence[Path]) -> str:

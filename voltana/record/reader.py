@@ -145,6 +145,14 @@ def _readable(path: Path) -> Iterator[None]:
         raise UserError(f"{path}: cannot be read: {' '.join(str(error).split())}") from error
 
 
+def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A configuration with dotted keys: what is no mapping, by where it stands."""
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return flat
+
+
 def find_records(folders: Sequence[str | Path], *, or_none: bool = False) -> list[RunRecord]:
     """Every finished run record in or below the folders, in the order of their paths (numbered folders by number).
 
