@@ -25,7 +25,7 @@ paper: $(READY)  ## the paper's six panels; with the published points in DATA/pa
 	$(BIN)/voltana-sim -m experiment=paper_main hydra.sweep.dir=$(PAPER)
 	if [ -d $(DATA)/paper ]; then \
 	    $(BIN)/voltana-plot runs=$(PAPER) figure=curves published=$(DATA)/paper out=$(PAPER)/figure.png && \
-	    { $(BIN)/python -m sim.published $(DATA) || [ $$? = 1 ]; } \
+	    { $(BIN)/python -m voltana.sim.studies.published $(DATA) || [ $$? = 1 ]; } \
 	fi
 
 live-demo: $(DEV) sglang  ## real SGLang servers on the CPU, 2P2D, under two policies, with simulated GPUs; needs no GPU
@@ -47,17 +47,17 @@ test-live: $(DEV) sglang $(SGLANG_ROUTER)/.ready  ## tests on real SGLang server
 	VOLTANA_SGLANG=$(SGLANG) VOLTANA_SGLANG_ROUTER=$(SGLANG_ROUTER) $(BIN)/python -m pytest tests/sglang --durations=10
 
 sglang: $(READY)  ## the environment of stock SGLang on a CPU: 3.2 GB; what is there already is not built again
-	$(BIN)/python -m live.sglang.environment $(SGLANG) --install-system-libraries
+	$(BIN)/python -m voltana.live.servers.sglang.environment $(SGLANG) --install-system-libraries
 
 lint: $(DEV)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
 types: $(DEV)
-	$(BIN)/mypy voltana sim live traces analysis
+	$(BIN)/mypy --explicit-package-bases voltana tests/bench
 
 bench: $(READY)  ## how fast the simulator is
-	$(BIN)/python -m sim.bench
+	$(BIN)/python -m tests.bench.simulator
 
 check: lint types test
 

@@ -7,10 +7,10 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from voltana.cli import hydra_command
+from voltana.app.cli import hydra_command
+from voltana.app.terminal import plain_console
 from voltana.errors import UserError
-from voltana.files import write_whole
-from voltana.terminal import plain_console
+from voltana.record.files import write_whole
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -21,8 +21,8 @@ _PLAIN_WIDTH = 120
 
 
 def _compare(config: DictConfig) -> None:
-    from analysis import tables
-    from analysis.runs import folders_of, load_runs
+    from voltana.analysis import tables
+    from voltana.analysis.runs import folders_of, load_runs
 
     options = _options(config)
     if options["gap"] is not None:
@@ -41,14 +41,14 @@ def _compare(config: DictConfig) -> None:
 
 
 def _gap(folder: Path) -> None:
-    from analysis.gap import gap, rich_table
+    from voltana.analysis.gap import gap, rich_table
 
     print_table(f"live and simulated: {folder}", rich_table(gap(folder)), [])
 
 
 def _plot(config: DictConfig) -> None:
-    from analysis import figures
-    from analysis.runs import folders_of, load_runs
+    from voltana.analysis import figures
+    from voltana.analysis.runs import folders_of, load_runs
 
     options = _options(config)
     kind = options["figure"]
@@ -67,9 +67,9 @@ def _plot(config: DictConfig) -> None:
 
 
 def _fit(config: DictConfig) -> None:
-    from analysis import figures, predictor
-    from voltana.fitting import fit_ecopred
-    from voltana.profile import read_profile
+    from voltana.analysis import figures, predictor
+    from voltana.prediction.fit import fit_ecopred
+    from voltana.prediction.profile import read_profile
 
     options = _options(config)
     source, out, seed, drawn = Path(options["table"]), Path(options["out"]), options["seed"], options["figure"]

@@ -17,19 +17,19 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from analysis import style
-from analysis.labels import Point, label_piles
-from analysis.runs import Run, RunSet, flat_config
-from analysis.tables import LEAST_FOR_INTERVAL, Estimate, Row, compare, estimate
+from voltana.analysis import style
+from voltana.analysis.labels import Point, label_piles
+from voltana.analysis.runs import Run, RunSet, flat_config
+from voltana.analysis.tables import LEAST_FOR_INTERVAL, Estimate, Row, compare, estimate
 from voltana.errors import UserError
-from voltana.files import write_whole
+from voltana.record.files import write_whole
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from analysis.timeline import Series
+    from voltana.analysis.timeline import Series
 
 _FORMATS = {".png": {}, ".pdf": {"CreationDate": None}, ".svg": {"Date": None}}
 _MOST_PANELS = 6
@@ -464,7 +464,7 @@ def timeline(runs: RunSet, window: Any = None) -> Figure:
         runs: exactly one run.
         window: seconds to show, `[from, to]`; the whole run by default.
     """
-    from analysis.timeline import read_timeline
+    from voltana.analysis.timeline import read_timeline
 
     if len(runs.runs) != 1:
         raise UserError(f"runs: found {len(runs.runs)} runs, allowed: the folder of one run (figure=timeline)")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -13,8 +14,7 @@ import yaml
 
 from voltana.errors import UserError
 from voltana.record import RunRecord
-from voltana.scripts import module_command
-from voltana.summary import PERCENTILES
+from voltana.record.summary import PERCENTILES
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -103,7 +103,7 @@ def _simulate(record: RunRecord, place: Path) -> Mapping[str, Any]:
         writer.writerow(["arrival_s", "input_tokens", "output_tokens"])
         writer.writerows(rows[["arrival_s", "input_tokens", "output_tokens"]].itertuples(index=False))
     settings.write_text(yaml.safe_dump(simulator_config(record.config, trace, len(rows))))
-    command = module_command("sim.rerun", "--config", str(settings), "--out", str(out))
+    command = [sys.executable, "-P", "-m", "voltana.sim.run.rerun", "--config", str(settings), "--out", str(out)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         lines = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
@@ -117,8 +117,8 @@ def simulator_config(live: Mapping[str, Any], trace: Path, requests: int) -> dic
     return {
         **shared,
         **SIM_ONLY,
-        "trace": {"name": "file", "_target_": "traces.files.FileTrace", "path": str(trace)},
-        "arrival": {"name": "timestamps", "_target_": "traces.arrivals.Timestamps"},
+        "trace": {"name": "file", "_target_": "voltana.traces.files.FileTrace", "path": str(trace)},
+        "arrival": {"name": "timestamps", "_target_": "voltana.traces.arrivals.Timestamps"},
         "duration_s": None,
         "requests": requests,
     }

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from analysis import style
-from voltana.ecopred import EcoPred, decode_bin
-from voltana.fitting import held_out_error
-from voltana.profile import Sample
+from voltana.analysis import style
+from voltana.prediction.ecopred import EcoPred, decode_bin
+from voltana.prediction.fit import held_out_error
+from voltana.prediction.profile import Sample
 from voltana.state import Phase
 
 if TYPE_CHECKING:

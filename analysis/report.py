@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from hydra.experimental.callback import Callback
 
 from voltana.errors import UserError
-from voltana.files import write_whole
+from voltana.record.files import write_whole
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -45,8 +45,8 @@ class Report(Callback):
             sys.exit(2)
 
     def _report(self, folder: Path) -> None:
-        from analysis import commands, figures, tables
-        from analysis.runs import load_runs
+        from voltana.analysis import commands, figures, tables
+        from voltana.analysis.runs import load_runs
 
         runs = load_runs([folder])
         comparison = tables.compare(runs, self._baseline, self._oracle)

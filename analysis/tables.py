@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from io import StringIO
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
-from analysis.runs import GROUPS, Run, RunSet, Value, identity_keys, replay_of
+from voltana.analysis.runs import GROUPS, Run, RunSet, Value, identity_keys, replay_of
 from voltana.errors import UserError
 from voltana.record import RunRecord, holder
-from voltana.summary import PERCENTILES
+from voltana.record.summary import PERCENTILES
 
 if TYPE_CHECKING:
     from rich.table import Table

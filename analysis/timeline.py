@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from analysis.runs import Run
+from voltana.analysis.runs import Run
 from voltana.errors import UserError
 
 if TYPE_CHECKING:

@@ -1,6 +1,6 @@
 """The frequency controllers of a live cluster: telemetry in, clock commands out.
 
-One `FrequencyController` per instance, the same objects as in the simulator, made by `voltana.bundle`. It
+One `FrequencyController` per instance, the same objects as in the simulator, made by `voltana.app.bundle`. It
 is asked when it would be asked there: before every iteration, and after as much idle time as it wished. A command is
 sent only when it differs from the last one.
 """
@@ -14,10 +14,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
-from live.latency import LatencyHistogram
-from live.telemetry.message import IDLE, Telemetry
-from live.telemetry.subscriber import Subscriber
 from voltana.errors import UserError
+from voltana.live.latency import LatencyHistogram
+from voltana.live.telemetry.message import IDLE, Telemetry
+from voltana.live.telemetry.subscriber import Subscriber
 from voltana.state import Decision, FrequencyController, LoadSnapshot
 
 logger = logging.getLogger(__name__)

@@ -1,1 +1,1 @@
-"""The simulated cluster: prefill and decode instances on GPUs whose physics is `sim.plant`, on SimPy."""
+"""The simulated cluster: prefill and decode instances on GPUs whose physics is `voltana.sim.plant`, on SimPy."""

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from voltana import extras
+from voltana.app import extras
 
 ROOT = Path(__file__).parents[1]
 TOP_LEVEL = ("voltana", "sim", "live", "traces", "conf", "analysis")

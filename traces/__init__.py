@@ -4,6 +4,6 @@ A trace is a `LengthSource` (how long requests are) with an `ArrivalProcess` (wh
 joins the two into the requests of a run. Both are plain objects, each configured by one YAML file.
 """
 
-from traces.stream import ArrivalProcess, Block, LengthSource, Request, RequestStream, request_stream
+from voltana.traces.stream import ArrivalProcess, Block, LengthSource, Request, RequestStream, request_stream
 
 __all__ = ["ArrivalProcess", "Block", "LengthSource", "Request", "RequestStream", "request_stream"]

@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 
-from traces.checks import fail, positive
-from traces.stream import Block, Floats
+from voltana.traces.checks import fail, positive
+from voltana.traces.stream import Block, Floats
 
 
 class Poisson:

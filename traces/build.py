@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from traces.stream import RequestStream, request_stream
-from voltana.compose import instantiate
-from voltana.config import RunConfig
-from voltana.summary import measured
+from voltana.app.compose import instantiate
+from voltana.app.config import RunConfig
+from voltana.record.summary import measured
+from voltana.traces.stream import RequestStream, request_stream
 
 
 def build_requests(config: RunConfig) -> RequestStream:

@@ -10,12 +10,12 @@ from typing import Any, TextIO, cast
 
 import numpy as np
 
-from traces.checks import fail, flag, optional_integer
-from traces.formats import ROLES, UNITS, WHOLE, Layout, layout
-from traces.lines import CsvLines, JsonLines
-from traces.rows import Parser, Rows, Tally, is_date
-from traces.stream import Block, within_context
 from voltana.errors import UserError
+from voltana.traces.checks import fail, flag, optional_integer
+from voltana.traces.formats import ROLES, UNITS, WHOLE, Layout, layout
+from voltana.traces.lines import CsvLines, JsonLines
+from voltana.traces.rows import Parser, Rows, Tally, is_date
+from voltana.traces.stream import Block, within_context
 
 SUFFIXES = (".csv", ".csv.gz", ".jsonl", ".jsonl.gz")
 ABSURD_PER_S = 10_000

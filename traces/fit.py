@@ -1,6 +1,6 @@
 """Fit the length tables of `traces/data/` to public measurements, and print how close they come.
 
-    python -m traces.fit <folder with the data files> [--out <folder>]
+    python -m voltana.traces.fit <folder with the data files> [--out <folder>]
 
 The data files are not part of this package; each table names where its file comes from.
 """
@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from traces.files import FileTrace
-from traces.stream import Block, Floats, Ints
-from traces.table import LengthTable
+from voltana.traces.files import FileTrace
+from voltana.traces.stream import Block, Floats, Ints
+from voltana.traces.table import LengthTable
 
 Document = dict[str, Any]
 
@@ -237,7 +237,7 @@ def comparison(document: Document) -> list[str]:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Fit every table and print the comparison."""
-    parser = argparse.ArgumentParser(prog="python -m traces.fit", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m voltana.traces.fit", description=__doc__)
     parser.add_argument("data_dir", type=Path)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "data")
     options = parser.parse_args(arguments)

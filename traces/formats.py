@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import NamedTuple
 
-from traces.checks import fail
 from voltana.errors import UserError
+from voltana.traces.checks import fail
 
 UNITS = {"s": 1.0, "ms": 1e3, "us": 1e6, "ns": 1e9, "datetime": None}
 """Units of a second; None: dates with time."""

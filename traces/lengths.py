@@ -6,8 +6,8 @@ from typing import Literal
 
 import numpy as np
 
-from traces.checks import fail, integer, non_negative, optional_integer, positive
-from traces.stream import Block, Floats, Ints, within_context
+from voltana.traces.checks import fail, integer, non_negative, optional_integer, positive
+from voltana.traces.stream import Block, Floats, Ints, within_context
 
 
 class LogNormal:

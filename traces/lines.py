@@ -7,9 +7,9 @@ from contextlib import contextmanager
 from operator import itemgetter
 from typing import Any, TextIO
 
-from traces.checks import fail
-from traces.rows import Rows, Tally, UnusableError
 from voltana.errors import UserError
+from voltana.traces.checks import fail
+from voltana.traces.rows import Rows, Tally, UnusableError
 
 csv.field_size_limit(1 << 24)  # prompts may stand in columns that are not used
 

@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from traces.checks import fail
-from traces.formats import UNITS, Layout
-from traces.stream import Block, Floats, Ints
 from voltana.errors import UserError
+from voltana.traces.checks import fail
+from voltana.traces.formats import UNITS, Layout
+from voltana.traces.stream import Block, Floats, Ints
 
 Rows = Iterator[tuple[int, Sequence[str]]]
 """Line number and the cells of the columns that are used: input, output and perhaps arrival."""

@@ -6,8 +6,8 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from traces.checks import fail, integer, optional_integer, positive
 from voltana.errors import UserError
+from voltana.traces.checks import fail, integer, optional_integer, positive
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -129,8 +129,8 @@ def request_stream(
     same requests, stretched in time, which makes rates comparable. Memory does not grow with the number of requests.
     `facts` are told again by `RequestStream.about`.
 
-    >>> from traces.arrivals import Uniform
-    >>> from traces.lengths import Fixed
+    >>> from voltana.traces.arrivals import Uniform
+    >>> from voltana.traces.lengths import Fixed
     >>> source = Fixed(input_tokens=512, output_tokens=128)
     >>> for request in request_stream(source, Uniform(rate=2.0), duration_s=1.0, requests=None, seed=1):
     ...     print(request)

@@ -1,4 +1,4 @@
-"""Request lengths drawn from a small table that was fitted to public measurements (see `traces.fit`).
+"""Request lengths drawn from a small table that was fitted to public measurements (see `voltana.traces.fit`).
 
 A table holds two quantile tables, one for inputs and one for outputs, and a copula: the histogram of both
 lengths' quantile levels on a grid. A draw picks a grid cell, a point in it, and reads both lengths off the
@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from traces.checks import fail, optional_integer, positive
-from traces.stream import Block, Floats, Ints, within_context
+from voltana.traces.checks import fail, optional_integer, positive
+from voltana.traces.stream import Block, Floats, Ints, within_context
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +34,7 @@ class LengthTable:
 
     @staticmethod
     def from_json(document: dict[str, Any]) -> "LengthTable":
-        """Read the parsed JSON that `traces.fit` writes."""
+        """Read the parsed JSON that `voltana.traces.fit` writes."""
         return LengthTable(
             input_quantiles=np.array(document["input_quantiles"], dtype=float),
             output_quantiles=np.array(document["output_quantiles"], dtype=float),

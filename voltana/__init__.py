@@ -4,6 +4,3 @@ Nothing here knows a simulator, a server or a GPU driver: the same objects run i
 """
 
 __version__ = "0.1.0"
-
-BESIDE = ("analysis", "conf", "live", "sim", "traces")
-"""Packages of this project that lie beside this one."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NoReturn
 
-from live.clocks.device import DeviceError, Driver, GpuDevice, GpuInfo
+from voltana.live.clocks.device import DeviceError, Driver, GpuDevice, GpuInfo
 
 
 class AbsentGpu(GpuDevice):

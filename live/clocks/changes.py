@@ -9,8 +9,8 @@ from pathlib import Path
 
 import msgspec
 
-from live.clocks.device import Driver, GpuDevice
 from voltana.errors import UserError
+from voltana.live.clocks.device import Driver, GpuDevice
 
 
 class Change(msgspec.Struct, forbid_unknown_fields=True):

@@ -26,9 +26,10 @@ from typing import Self, TypeVar
 
 import msgspec
 
-from live.clocks import protocol
-from live.clocks.device import GpuInfo, Reading
-from live.clocks.protocol import (
+from voltana.errors import UserError
+from voltana.live.clocks import protocol
+from voltana.live.clocks.device import GpuInfo, Reading
+from voltana.live.clocks.protocol import (
     AnyReply,
     Applied,
     Changed,
@@ -51,8 +52,7 @@ from live.clocks.protocol import (
     Watch,
     Welcome,
 )
-from live.clocks.simulated import Load
-from voltana.errors import UserError
+from voltana.live.clocks.simulated import Load
 
 Answer = TypeVar("Answer", Done, Welcome, Readings)
 log = logging.getLogger(__name__)
@@ -64,7 +64,8 @@ class ClockError(Exception):
 
     Args:
         message: one line.
-        code: the owner's reason (`live.clocks.protocol.Code`), "lost" if it is gone, "timeout" if it does not answer.
+        code: the owner's reason (`voltana.live.clocks.protocol.Code`), "lost" if it is gone, "timeout" if it does not
+            answer.
     """
 
     def __init__(self, message: str, code: str) -> None:

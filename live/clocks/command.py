@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import NoReturn
 
 import voltana
-from live.clocks import access
-from live.clocks.access import PROGRAM
-from live.clocks.limits import Limits
+from voltana.app.extras import require
 from voltana.errors import UserError
-from voltana.extras import require
+from voltana.live.clocks import access
+from voltana.live.clocks.access import PROGRAM
+from voltana.live.clocks.limits import Limits
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -27,7 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         options = _parser().parse_args(arguments)
         require(PROGRAM, "live")
-        from live.clocks.owner import run
+        from voltana.live.clocks.owner import run
 
         status = run(options)
     except UserError as error:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,12 +18,13 @@ from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any, Protocol
 
-from live.clocks import access
-from live.clocks.client import ClockClient, Event
-from live.clocks.simulated import BLOCK_S, SETTLE_S
 from voltana.errors import UserError
-from voltana.scripts import module_command
+from voltana.live.clocks import access
+from voltana.live.clocks.client import ClockClient, Event
+from voltana.live.clocks.simulated import BLOCK_S, SETTLE_S
 
+OWNER = (sys.executable, "-P", "-m", "voltana.live.clocks.command")
+"""The command of an owner of clocks."""
 _START_S = 30.0
 _STOP_S = 20.0
 OnEvent = Callable[[Event], None]
@@ -114,7 +116,7 @@ class ReplayControl:
     """Start an owner that plays back a recording.
 
     Args:
-        path: the recording, as `python -m live.clocks.record` writes it.
+        path: the recording, as `python -m voltana.live.clocks.record` writes it.
     """
 
     def __init__(self, *, path: str) -> None:
@@ -158,7 +160,7 @@ def started_owner(gpus: Sequence[int], options: Sequence[str], files: Sequence[i
     ):
         listed = ",".join(map(str, gpus))
         process = subprocess.Popen(
-            module_command("live.clocks.command", "--gpus", listed, "--folder", folder, "--stop-on-eof", *options),
+            [*OWNER, "--gpus", listed, "--folder", folder, "--stop-on-eof", *options],
             stdin=subprocess.PIPE,
             stdout=words,
             stderr=words,

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from live.clocks.device import DeviceError, Driver, Fault, GpuDevice, GpuInfo, check_clock, check_power_limit
 from voltana.errors import UserError
+from voltana.live.clocks.device import DeviceError, Driver, Fault, GpuDevice, GpuInfo, check_clock, check_power_limit
 
 Value = TypeVar("Value")
 OBSERVE_STILL_WORKS = "only control=observe works without it"

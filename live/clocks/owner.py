@@ -21,18 +21,18 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from live.clocks import access
-from live.clocks.absent import AbsentDriver
-from live.clocks.access import PROGRAM
-from live.clocks.changes import Changes, OwnerLock, undo_left_behind
-from live.clocks.device import DeviceError, Driver, GpuDevice
-from live.clocks.limits import Limits
-from live.clocks.nvml import NvmlDriver
-from live.clocks.replay import ReplayDriver
-from live.clocks.schedule import OwnedGpu, Scheduler, TokenBucket
-from live.clocks.server import Server
-from live.clocks.simulated import SimulatedDriver
 from voltana.errors import UserError
+from voltana.live.clocks import access
+from voltana.live.clocks.absent import AbsentDriver
+from voltana.live.clocks.access import PROGRAM
+from voltana.live.clocks.changes import Changes, OwnerLock, undo_left_behind
+from voltana.live.clocks.device import DeviceError, Driver, GpuDevice
+from voltana.live.clocks.limits import Limits
+from voltana.live.clocks.nvml import NvmlDriver
+from voltana.live.clocks.replay import ReplayDriver
+from voltana.live.clocks.schedule import OwnedGpu, Scheduler, TokenBucket
+from voltana.live.clocks.server import Server
+from voltana.live.clocks.simulated import SimulatedDriver
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
 log = logging.getLogger(PROGRAM)

@@ -20,7 +20,7 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta, Struct
 
-from live.clocks.device import Fault, GpuInfo, Reading
+from voltana.live.clocks.device import Fault, GpuInfo, Reading
 
 PROTOCOL = 1
 MAX_LINE = 64 * 1024
@@ -93,7 +93,7 @@ class Watch(Request, tag="watch", frozen=True):
 
 
 class Feed(Request, tag="feed", frozen=True):
-    """Simulated GPUs: what an instance runs from now on. The fields are those of `live.clocks.simulated.Load`."""
+    """Simulated GPUs: what an instance runs from now on; fields as in `voltana.live.clocks.simulated.Load`."""
 
     gpus: Gpus
     phase: Literal["idle", "prefill", "decode"]

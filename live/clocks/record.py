@@ -1,6 +1,6 @@
 """Record power, energy and clocks of GPUs to a file that `--replay` and `control=replay` play back.
 
-python -m live.clocks.record --out gpus.csv --duration-s 60
+python -m voltana.live.clocks.record --out gpus.csv --duration-s 60
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from live.clocks import access
-from live.clocks.client import ClockClient, ClockError
-from live.clocks.trace import TraceWriter
 from voltana.errors import UserError
+from voltana.live.clocks import access
+from voltana.live.clocks.client import ClockClient, ClockError
+from voltana.live.clocks.trace import TraceWriter
 
 
 def record(clocks: ClockClient, gpus: Sequence[int], path: Path, duration_s: float, interval_s: float = 0.1) -> int:
@@ -39,7 +39,7 @@ def record(clocks: ClockClient, gpus: Sequence[int], path: Path, duration_s: flo
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command."""
-    parser = argparse.ArgumentParser(prog="python -m live.clocks.record", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m voltana.live.clocks.record", description=__doc__)
     parser.add_argument("--out", type=Path, required=True, help="the file to write")
     parser.add_argument("--socket", type=Path, default=access.standard_socket(), help="of the owner")
     parser.add_argument("--gpus", type=lambda text: [int(gpu) for gpu in text.split(",")], help="default: all it has")

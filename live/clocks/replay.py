@@ -7,8 +7,8 @@ from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from live.clocks.device import DeviceError, Driver, GpuDevice, GpuInfo, Reading, check_clock, check_power_limit
-from live.clocks.trace import read_trace
+from voltana.live.clocks.device import DeviceError, Driver, GpuDevice, GpuInfo, Reading, check_clock, check_power_limit
+from voltana.live.clocks.trace import read_trace
 
 
 class ReplayGpu(GpuDevice):
@@ -82,7 +82,7 @@ class ReplayDriver(Driver):
     """The GPUs of a recording, all starting together.
 
     Args:
-        path: a file as `live.clocks.trace` describes it.
+        path: a file as `voltana.live.clocks.trace` describes it.
 
     Raises:
         UserError: the file does not fit.

@@ -12,10 +12,10 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-from live.clocks.changes import Change, Changes
-from live.clocks.device import DeviceError, DeviceGroup, Fault, GpuDevice, Reading
-from live.clocks.limits import Limits
-from live.clocks.protocol import Applied, Changed, Refused, Reply, Setting, Slow, Superseded
+from voltana.live.clocks.changes import Change, Changes
+from voltana.live.clocks.device import DeviceError, DeviceGroup, Fault, GpuDevice, Reading
+from voltana.live.clocks.limits import Limits
+from voltana.live.clocks.protocol import Applied, Changed, Refused, Reply, Setting, Slow, Superseded
 
 Value = TypeVar("Value")
 _PATIENCE_S = 0.1

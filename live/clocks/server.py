@@ -13,11 +13,11 @@ from typing import assert_never
 
 import msgspec
 
-from live.clocks import protocol
-from live.clocks.access import Peer, allowed, peer_of
-from live.clocks.device import DeviceError, check_clock, check_power_limit
-from live.clocks.limits import Limits
-from live.clocks.protocol import (
+from voltana.live.clocks import protocol
+from voltana.live.clocks.access import Peer, allowed, peer_of
+from voltana.live.clocks.device import DeviceError, check_clock, check_power_limit
+from voltana.live.clocks.limits import Limits
+from voltana.live.clocks.protocol import (
     AnyRequest,
     Changed,
     Code,
@@ -38,8 +38,8 @@ from live.clocks.protocol import (
     Watch,
     Welcome,
 )
-from live.clocks.schedule import Command, OwnedGpu, Scheduler, TokenBucket
-from live.clocks.simulated import Load, SimulatedGpu
+from voltana.live.clocks.schedule import Command, OwnedGpu, Scheduler, TokenBucket
+from voltana.live.clocks.simulated import Load, SimulatedGpu
 
 _UNREAD_BYTES = 1 << 20
 """A client that lets so many bytes of answers pile up is hung up on."""

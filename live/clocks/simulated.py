@@ -11,9 +11,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, Self
 
-from live.clocks.device import DeviceError, Driver, GpuDevice, GpuInfo, check_clock, check_power_limit
-from sim.plant import EngineSpec, GpuSpec, ModelSpec, Plant, Step
 from voltana.errors import UserError
+from voltana.live.clocks.device import DeviceError, Driver, GpuDevice, GpuInfo, check_clock, check_power_limit
+from voltana.sim.plant import EngineSpec, GpuSpec, ModelSpec, Plant, Step
 
 BLOCK_S = 0.003
 """A clock command blocks for so long (PHYSICS: ~3 ms)."""

@@ -18,8 +18,8 @@ from typing import Self, TextIO
 
 import msgspec
 
-from live.clocks.device import GpuInfo, Reading
 from voltana.errors import UserError
+from voltana.live.clocks.device import GpuInfo, Reading
 
 COLUMNS = ("time_s", "gpu", "power_w", "energy_j", "clock_mhz")
 GPU_LINE = "# gpu "

@@ -13,8 +13,8 @@ from typing import NamedTuple
 import numpy as np
 from scipy.optimize import nnls
 
-from live.profiling.settings import DecodeCells, PrefillCells
-from voltana.ecopred import BIN_ENDS
+from voltana.live.profiling.torch.settings import DecodeCells, PrefillCells
+from voltana.prediction.ecopred import BIN_ENDS
 from voltana.state import Phase
 
 GRID = 5
@@ -120,7 +120,7 @@ def misfit(points: Sequence[Point]) -> float:
     """Mean relative error when each point of a group is predicted from the others.
 
     By EcoPred's own form, a line in tokens or a plane in batch size and tokens, coefficients not negative. Without the
-    RANSAC of `voltana.fitting`: every point here is a mean. 1.0 where there are too few.
+    RANSAC of `voltana.prediction.fit`: every point here is a mean. 1.0 where there are too few.
     """
     if not points:
         return 1.0

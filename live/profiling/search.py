@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
-from live.profiling.cells import Cell, Group, Point, misfit
+from voltana.live.profiling.cells import Cell, Group, Point, misfit
 
 
 class Finished(Protocol):
@@ -43,7 +43,7 @@ class Search:
         finished: what was measured before.
         budget_s: time for all cells.
         clocks_mhz: a cell is done when it was measured at all of these; empty: when it was measured.
-        good_misfit: no further cells once every group fits so well (see `live.profiling.cells.misfit`).
+        good_misfit: no further cells once every group fits so well (see `voltana.live.profiling.cells.misfit`).
     """
 
     def __init__(

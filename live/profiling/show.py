@@ -6,9 +6,9 @@ from typing import Self
 
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from live.profiling.measure import Measured
-from live.profiling.roofline import Rates
-from voltana.terminal import plain_console
+from voltana.app.terminal import plain_console
+from voltana.live.profiling.torch.measure import Measured
+from voltana.live.profiling.torch.roofline import Rates
 
 
 class Show:

@@ -1,5 +1,5 @@
-"""`python -m live.router` is `voltana-router`."""
+"""`python -m voltana.live.router` is `voltana-router`."""
 
-from live.router.command import main
+from voltana.live.router.command import main
 
 main()

@@ -10,9 +10,9 @@ from typing import NamedTuple, Protocol, cast
 
 import httptools
 
-from live.router.http1 import error_body, response_head
-from live.router.settings import RouterSettings
-from live.router.upstream import set_nodelay
+from voltana.live.router.http1 import error_body, response_head
+from voltana.live.router.settings import RouterSettings
+from voltana.live.router.upstream import set_nodelay
 
 _LINGER_S = 2.0
 """How long the rest of a refused request is read, so that the client gets to see why."""

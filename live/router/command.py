@@ -14,15 +14,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import voltana
-from live.router.settings import RouterSettings
-from voltana.ecopred import EcoPred
+from voltana.app.extras import require
 from voltana.errors import UserError
-from voltana.extras import require
-from voltana.routing import EcoRoute, RandomRouter, RoundRobin
+from voltana.live.router.settings import RouterSettings
+from voltana.policies.balancers import RandomRouter, RoundRobin
+from voltana.policies.ecoroute import EcoRoute
+from voltana.prediction.ecopred import EcoPred
 from voltana.state import Router, Slo
 
 if TYPE_CHECKING:
-    from live.router.fleet import Backend
+    from voltana.live.router.fleet import Backend
 
 GC_THRESHOLDS = (50_000, 50, 1000)
 """The stream path makes no cycles, so the collector rarely has anything to find."""
@@ -77,8 +78,8 @@ def _parser() -> argparse.ArgumentParser:
 
 
 async def _serve(arguments: argparse.Namespace) -> None:
-    from live.router.fleet import Backend
-    from live.router.server import RouterServer
+    from voltana.live.router.fleet import Backend
+    from voltana.live.router.server import RouterServer
 
     settings = RouterSettings(**{field.name: getattr(arguments, field.name) for field in fields(RouterSettings)})
     router = RouterServer(
@@ -93,7 +94,7 @@ async def _serve(arguments: argparse.Namespace) -> None:
     except OSError as error:
         raise UserError(f"port: cannot listen at {settings.host}:{settings.port} ({error})") from error
     tune_gc()
-    logging.getLogger("live.router").info("listening at %s", router.url)
+    logging.getLogger("voltana.live.router").info("listening at %s", router.url)
     stopped = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stopped.set)
@@ -102,7 +103,7 @@ async def _serve(arguments: argparse.Namespace) -> None:
 
 
 def _prefill(text: str) -> Backend:
-    from live.router.fleet import Backend
+    from voltana.live.router.fleet import Backend
 
     url, _, port = text.rpartition(",")
     if not url or not port.isdigit() or not 0 < int(port) < 65536:

@@ -7,9 +7,9 @@ from collections.abc import Callable
 from time import monotonic
 from typing import NamedTuple, Protocol
 
-from live.router.fleet import Group, log
-from live.router.metrics import Metrics
-from live.router.settings import RouterSettings
+from voltana.live.router.fleet import Group, log
+from voltana.live.router.metrics import Metrics
+from voltana.live.router.settings import RouterSettings
 
 
 class Routed(NamedTuple):

@@ -5,14 +5,14 @@ from __future__ import annotations
 from functools import partial
 from time import monotonic
 
-from live.router.body import Prompts, with_bootstrap
-from live.router.client import Client, Request
-from live.router.core import Core, Routed
-from live.router.fleet import Group, Instance
-from live.router.http1 import ResponseHead, end_to_end
-from live.router.logprobs import StreamMerger, first_error, merge_answers
-from live.router.relay import Relay, forwarded_head
-from live.router.upstream import Connection, Leg
+from voltana.live.router.body import Prompts, with_bootstrap
+from voltana.live.router.client import Client, Request
+from voltana.live.router.core import Core, Routed
+from voltana.live.router.fleet import Group, Instance
+from voltana.live.router.http1 import ResponseHead, end_to_end
+from voltana.live.router.logprobs import StreamMerger, first_error, merge_answers
+from voltana.live.router.relay import Relay, forwarded_head
+from voltana.live.router.upstream import Connection, Leg
 from voltana.state import RequestInfo
 
 _KEPT_OF_PREFILL = 64 * 1024

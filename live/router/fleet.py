@@ -8,15 +8,15 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
-from live.router.accounts import Account, Telemetry
-from live.router.http1 import ResponseHead, reason_of
-from live.router.settings import RouterSettings
-from live.router.upstream import Connection, Leg, Pool
 from voltana.dispatch import Dispatcher
 from voltana.errors import UserError
+from voltana.live.router.accounts import Account, Telemetry
+from voltana.live.router.http1 import ResponseHead, reason_of
+from voltana.live.router.settings import RouterSettings
+from voltana.live.router.upstream import Connection, Leg, Pool
 from voltana.state import Phase, RequestInfo, Router
 
-log = logging.getLogger("live.router")
+log = logging.getLogger("voltana.live.router")
 
 MAX_FETCH_BYTES = 16 * 1024 * 1024
 

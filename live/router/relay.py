@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from time import monotonic
 
-from live.router.client import Client, Request
-from live.router.core import Core
-from live.router.fleet import Instance
-from live.router.http1 import ResponseHead, end_to_end
-from live.router.upstream import Connection, Leg
+from voltana.live.router.client import Client, Request
+from voltana.live.router.core import Core
+from voltana.live.router.fleet import Instance
+from voltana.live.router.http1 import ResponseHead, end_to_end
+from voltana.live.router.upstream import Connection, Leg
 
 _NOT_FORWARDED = frozenset({b"host", b"content-length", b"expect"})
 _FRAMED_ANEW = frozenset({b"content-length"})

@@ -10,15 +10,15 @@ from functools import partial
 from time import monotonic
 from typing import cast
 
-from live.router.body import BodyError, read_prompts
-from live.router.client import JSON, Buffered, Client, Request
-from live.router.core import Core, Observer, log_policy_error
-from live.router.exchange import Exchange, MergingExchange
-from live.router.fleet import Answer, Backend, Group, Instance, fetch, watch
-from live.router.http1 import end_to_end, response_head
-from live.router.metrics import family
-from live.router.relay import Relay
-from live.router.settings import RouterSettings
+from voltana.live.router.body import BodyError, read_prompts
+from voltana.live.router.client import JSON, Buffered, Client, Request
+from voltana.live.router.core import Core, Observer, log_policy_error
+from voltana.live.router.exchange import Exchange, MergingExchange
+from voltana.live.router.fleet import Answer, Backend, Group, Instance, fetch, watch
+from voltana.live.router.http1 import end_to_end, response_head
+from voltana.live.router.metrics import family
+from voltana.live.router.relay import Relay
+from voltana.live.router.settings import RouterSettings
 from voltana.state import Router
 
 GENERATES = frozenset({"/generate", "/v1/completions", "/v1/chat/completions"})

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from time import monotonic
 from typing import Protocol, cast
 
-from live.router.http1 import Framing, ProtocolError, ResponseHead, chunk_size, parse_response_head
+from voltana.live.router.http1 import Framing, ProtocolError, ResponseHead, chunk_size, parse_response_head
 
 MAX_HEAD_BYTES = 64 * 1024
 """Of an instance's response."""

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from live.clocks.simulated import Load
-from live.telemetry.message import Telemetry
+from voltana.live.clocks.simulated import Load
+from voltana.live.telemetry.message import Telemetry
 
 
 def load_of(telemetry: Telemetry) -> Load:

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 
 import msgspec
 
-from live.telemetry.message import VERSION, Message, WrongMessageError
+from voltana.live.telemetry.message import VERSION, Message, WrongMessageError
 from voltana.state import Phase
 
 FORWARD_PASS_VERSION = 1

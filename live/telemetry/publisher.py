@@ -7,7 +7,7 @@ from pathlib import Path
 
 import zmq
 
-from live.telemetry.message import VERSION, Message, encode
+from voltana.live.telemetry.message import VERSION, Message, encode
 from voltana.state import Phase
 
 HIGH_WATER_MARK = 64

@@ -25,7 +25,7 @@ from collections.abc import Callable, Sequence
 from itertools import islice
 from typing import Any, NamedTuple
 
-from live.telemetry.publisher import Publisher
+from voltana.live.telemetry.publisher import Publisher
 from voltana.state import Phase
 
 logger = logging.getLogger(__name__)

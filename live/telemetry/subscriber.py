@@ -10,8 +10,8 @@ from typing import NamedTuple, Self
 
 import zmq
 
-from live.latency import LatencyHistogram
-from live.telemetry.message import Clock, Message, Telemetry, WrongMessageError, decode
+from voltana.live.latency import LatencyHistogram
+from voltana.live.telemetry.message import Clock, Message, Telemetry, WrongMessageError, decode
 from voltana.state import LoadSnapshot
 
 logger = logging.getLogger(__name__)

@@ -1,10 +1,10 @@
-"""Commands to GPUs in the event-skipping engine; the counterpart of `sim.actuator`."""
+"""Commands to GPUs in the event-skipping engine; the counterpart of `voltana.sim.reference.actuator`."""
 
 from __future__ import annotations
 
-from sim.fast.events import Events, Turns
-from sim.fast.instance import FastInstance
-from sim.limits import Actuation, Setting
+from voltana.sim.fast.events import Events, Turns
+from voltana.sim.fast.instance import FastInstance
+from voltana.sim.serving.limits import Actuation, Setting
 from voltana.state import Decision
 
 

@@ -1,30 +1,30 @@
-"""A run of the event-skipping engine; the counterpart of `sim.cluster`."""
+"""A run of the event-skipping engine; the counterpart of `voltana.sim.reference.cluster`."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 
-from sim.fast.actuator import FastActuator
-from sim.fast.decode import FastDecode
-from sim.fast.events import Events, Turns
-from sim.fast.instance import FastInstance
-from sim.fast.prefill import FastPrefill
-from sim.flow import RequestFlow, closing_if_interrupted
-from sim.job import Job, instance_name
-from sim.meter import Meter
-from sim.plant import Plant
-from sim.recorder import Recorder
-from sim.sensor import PowerSensors
-from sim.spec import ClusterSpec, bind_truth
-from traces import Request
 from voltana.dispatch import Dispatcher
 from voltana.record import InstanceRow
+from voltana.sim.fast.actuator import FastActuator
+from voltana.sim.fast.decode import FastDecode
+from voltana.sim.fast.events import Events, Turns
+from voltana.sim.fast.instance import FastInstance
+from voltana.sim.fast.prefill import FastPrefill
+from voltana.sim.plant import Plant
+from voltana.sim.serving.flow import RequestFlow, closing_if_interrupted
+from voltana.sim.serving.job import Job, instance_name
+from voltana.sim.serving.meter import Meter
+from voltana.sim.serving.recorder import Recorder
+from voltana.sim.serving.sensor import PowerSensors
+from voltana.sim.serving.spec import ClusterSpec, bind_truth
 from voltana.state import FrequencyController, Phase, Router
+from voltana.traces import Request
 
 
 class FastCluster(RequestFlow):
-    """As `sim.cluster.Cluster`, which says what the arguments are."""
+    """As `voltana.sim.reference.cluster.Cluster`, which says what the arguments are."""
 
     def __init__(
         self,

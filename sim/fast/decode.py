@@ -15,12 +15,12 @@ from heapq import heappop, heappush
 from itertools import count
 from typing import Any, NamedTuple
 
-from sim.fast.instance import FastInstance
-from sim.job import Job
-from sim.limits import DecodeLimits
-from sim.plant import Step
-from sim.views import Views, answers
 from voltana.dispatch import Standing
+from voltana.sim.fast.instance import FastInstance
+from voltana.sim.plant import Step
+from voltana.sim.serving.job import Job
+from voltana.sim.serving.limits import DecodeLimits
+from voltana.sim.serving.views import Views, answers
 from voltana.state import Decision, LoadSnapshot, Phase
 
 

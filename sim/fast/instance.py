@@ -1,4 +1,4 @@
-"""What the two kinds of instance share in the event-skipping engine; the counterpart of `sim.instance`."""
+"""What both kinds of instance share in this engine; the counterpart of `voltana.sim.reference.instance`."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 
-from sim.fast.events import Event, Events
-from sim.limits import Setting
-from sim.meter import Meter
-from sim.plant import Plant, Step
-from sim.sensor import PowerSensors
-from sim.views import View
 from voltana.dispatch import Standing
+from voltana.sim.fast.events import Event, Events
+from voltana.sim.plant import Plant, Step
+from voltana.sim.serving.limits import Setting
+from voltana.sim.serving.meter import Meter
+from voltana.sim.serving.sensor import PowerSensors
+from voltana.sim.serving.views import View
 from voltana.state import Decision, FrequencyController, LoadSnapshot, Phase, RequestView
 
 

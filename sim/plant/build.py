@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 from functools import lru_cache
 
-from sim.plant.engine import EngineSpec
-from sim.plant.gpu import GpuSpec
-from sim.plant.model import ModelSpec
-from sim.plant.plant import Plant
-from voltana.config import PlantConfig, RunConfig
+from voltana.app.config import PlantConfig, RunConfig
 from voltana.errors import UserError
+from voltana.sim.plant.engine import EngineSpec
+from voltana.sim.plant.gpu import GpuSpec
+from voltana.sim.plant.model import ModelSpec
+from voltana.sim.plant.plant import Plant
 
 
 def build_plant(config: PlantConfig) -> Plant:

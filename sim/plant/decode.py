@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
-from sim.plant.throttle import Point
+from voltana.sim.plant.throttle import Point
 
 CHORD_GRID = (1024.0, 1.5)
 """First KV tokens and ratio of the grid on which the time under a power limit is solved exactly."""

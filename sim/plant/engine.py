@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
-from sim.plant import checks
 from voltana.errors import UserError
+from voltana.sim.plant import checks
 
 
 def sglang_graph_batches(cap: int) -> tuple[int, ...]:

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Self
 
-from sim.plant import checks
 from voltana.errors import UserError
+from voltana.sim.plant import checks
 
 SHARPNESS = 4.0
 """Exponent of `smooth_max`: how well compute and memory traffic overlap (4: at equal times 19 % over the larger)."""

@@ -8,7 +8,7 @@ import math
 from dataclasses import dataclass
 from functools import lru_cache
 
-from sim.plant.gpu import GpuSpec, smooth_max
+from voltana.sim.plant.gpu import GpuSpec, smooth_max
 
 TILES = ((64, 64), (128, 64), (128, 128), (128, 256), (256, 128))
 """Output tiles that GEMM libraries choose from on this generation of GPUs."""

@@ -5,15 +5,15 @@ from collections.abc import Iterator
 from functools import partial
 from typing import NamedTuple
 
-from sim.plant import decode
-from sim.plant.decode import LimitedPieces, Piece
-from sim.plant.engine import EngineSpec
-from sim.plant.gpu import GpuSpec
-from sim.plant.model import ModelSpec
-from sim.plant.operators import LONG, SHORT, Operators, Work
-from sim.plant.throttle import Point, under_limit
-from sim.plant.transformer import Transformer
 from voltana.errors import UserError
+from voltana.sim.plant import decode
+from voltana.sim.plant.decode import LimitedPieces, Piece
+from voltana.sim.plant.engine import EngineSpec
+from voltana.sim.plant.gpu import GpuSpec
+from voltana.sim.plant.model import ModelSpec
+from voltana.sim.plant.operators import LONG, SHORT, Operators, Work
+from voltana.sim.plant.throttle import Point, under_limit
+from voltana.sim.plant.transformer import Transformer
 
 
 class Step(NamedTuple):
@@ -57,8 +57,8 @@ class _PrefillLine(NamedTuple):
 class Plant:
     """True physics of one instance: one model on a group of `model.tp` GPUs under one engine.
 
-    Time is a sum over the operators of `sim.plant.transformer`; energy is the idle draw over the whole step plus what
-    each operator adds. Both are functions of the arguments alone: nothing is random, and what is remembered
+    Time is a sum over the operators of `voltana.sim.plant.transformer`; energy is the idle draw over the whole step
+    plus what each operator adds. Both are functions of the arguments alone: nothing is random, and what is remembered
     (coefficients per load and clock, the last clock under the power limit) only saves work.
     """
 

@@ -1,7 +1,7 @@
 """A transformer as operators: the two blocks of a layer and the output projection, on one GPU of the group."""
 
-from sim.plant.model import ModelSpec
-from sim.plant.operators import ATTENTION_KERNELS, Operators, Work
+from voltana.sim.plant.model import ModelSpec
+from voltana.sim.plant.operators import ATTENTION_KERNELS, Operators, Work
 
 
 class Transformer:

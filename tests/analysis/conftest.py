@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from voltana.record import COMPLETED, FAILED, InstanceRow, RecordWriter, RequestRow
+from voltana.record.summary import InstanceTotals, SummaryBuilder
 from voltana.state import Slo
-from voltana.summary import InstanceTotals, SummaryBuilder
 
 SLO = Slo(ttft_s=0.6, itl_s=0.06)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from analysis.commands import compare, plot
+from voltana.analysis.commands import compare, plot
 from voltana.record import SUMMARY
 
 WriteRun = Callable[..., Path]

@@ -15,9 +15,9 @@ from matplotlib.collections import PolyCollection
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
-from analysis.figures import curves, output_path, save, timeline, tradeoff
-from analysis.runs import load_runs
-from analysis.style import POLICIES
+from voltana.analysis.figures import curves, output_path, save, timeline, tradeoff
+from voltana.analysis.runs import load_runs
+from voltana.analysis.style import POLICIES
 from voltana.errors import UserError
 
 WriteRun = Callable[..., Path]

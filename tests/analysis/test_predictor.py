@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from analysis.predictor import SHORT_TOKENS, draw
-from voltana.fitting import fit_ecopred
-from voltana.profile import Sample
+from voltana.analysis.predictor import SHORT_TOKENS, draw
+from voltana.prediction.fit import fit_ecopred
+from voltana.prediction.profile import Sample
 
 CLOCKS = (1005, 1200, 1410)
 SAMPLES = [

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from analysis.report import Report
+from voltana.analysis.report import Report
 
 
 @pytest.mark.parametrize("figure", ["curves", "tradeoff"])

@@ -7,8 +7,8 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-import conf
-from analysis.style import POLICIES, line
+from voltana import conf
+from voltana.analysis.style import POLICIES, line
 
 SHIPPED = [yaml.safe_load(path.read_text())["name"] for path in Path(conf.__path__[0]).glob("policy/**/*.yaml")]
 

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from analysis.commands import print_table
-from analysis.runs import flat_config, load_runs
-from analysis.tables import (
+from voltana.analysis.commands import print_table
+from voltana.analysis.runs import flat_config, load_runs
+from voltana.analysis.tables import (
     Comparison,
     Estimate,
     Row,

@@ -12,15 +12,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from live.controller import Controller
-from live.emulated.bench import Alternating
-from live.emulated.cluster import EmulatedClocks, EmulatedCluster
-from live.latency import LatencyHistogram
-from live.telemetry.message import IDLE, Telemetry
-from live.telemetry.subscriber import Subscriber
-from sim.compose import compose_sim
-from voltana.build import build_policy
+from tests.bench.emulated import Alternating
 from voltana.errors import UserError
+from voltana.live.controller import Controller
+from voltana.live.latency import LatencyHistogram
+from voltana.live.servers.emulated.cluster import EmulatedClocks, EmulatedCluster
+from voltana.live.telemetry.message import IDLE, Telemetry
+from voltana.live.telemetry.subscriber import Subscriber
+from voltana.policies.build import build_policy
+from voltana.sim.run.compose import compose_sim
 from voltana.state import Decision, LoadSnapshot
 
 
@@ -262,7 +262,7 @@ def test_commands_reach_the_servers_within_an_iteration() -> None:
 
 
 def test_the_policies_of_the_simulator_run_here() -> None:
-    config = {"_target_": "voltana.frequency.StaticClock", "clock_mhz": 1005}
+    config = {"_target_": "voltana.policies.static.StaticClock", "clock_mhz": 1005}
     offers = {"clocks_mhz": lambda: tuple(range(210, 1411, 15))}
     controller, seen = cluster_run(lambda name: build_policy("policy", config, offers), 20)
     assert set(seen) == {1005} and controller.clock_changes == 0

@@ -1,7 +1,7 @@
 """Real SGLang servers, started once for all tests of this folder, and a plain client.
 
-They run only where VOLTANA_SGLANG names a folder made by `python -m live.sglang.environment`, as `make test-live` does.
-Tests are coroutines and share one event loop, that of the servers.
+They run only where VOLTANA_SGLANG names a folder made by `python -m voltana.live.servers.sglang.environment`, as `make
+test-live` does. Tests are coroutines and share one event loop, that of the servers.
 """
 
 import asyncio
@@ -17,14 +17,14 @@ from typing import Any
 
 import pytest
 
-from live.router.fleet import Backend
-from live.router.server import RouterServer
-from live.router.settings import RouterSettings
-from live.servers import Endpoint
-from live.sglang.environment import Environment
-from live.sglang.launch import SglangServers
-from live.telemetry.subscriber import Subscriber
-from voltana.routing import RoundRobin
+from voltana.live.router.fleet import Backend
+from voltana.live.router.server import RouterServer
+from voltana.live.router.settings import RouterSettings
+from voltana.live.servers import Endpoint
+from voltana.live.servers.sglang.environment import Environment
+from voltana.live.servers.sglang.launch import SglangServers
+from voltana.live.telemetry.subscriber import Subscriber
+from voltana.policies.balancers import RoundRobin
 
 collect_ignore_glob = [] if os.environ.get("VOLTANA_SGLANG") else ["test_*.py"]
 
@@ -212,7 +212,7 @@ class Stack:
 
 PROBE = """
 import os, statistics, time
-import live.telemetry.sglang_plugin as plugin
+import voltana.live.telemetry.sglang_plugin as plugin
 
 original, cpu_ns, wall_ns = plugin.SchedulerTap.before_batch, [], []
 
@@ -268,7 +268,7 @@ def stack(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Stack]:
     """2P2D and a unified server."""
-    logging.getLogger("live.sglang").setLevel(logging.INFO)
+    logging.getLogger("voltana.live.servers.sglang").setLevel(logging.INFO)
     exits: list[tuple[str, str]] = []
     metrics = {"enable-forward-pass-metrics": True, "forward-pass-metrics-ipc-name": forward_pass}
     servers = SglangServers(

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from voltana.profile import read_profile
+from voltana.prediction.profile import read_profile
 from voltana.record import RunRecord
 
 

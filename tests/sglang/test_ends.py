@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
-from live.clocks.control import SimulatedControl
-from live.controller import Controller
-from live.sglang.environment import Environment
-from live.sglang.launch import SglangServers
-from sim.compose import compose_sim
 from voltana.errors import UserError
+from voltana.live.clocks.control import SimulatedControl
+from voltana.live.controller import Controller
+from voltana.live.servers.sglang.environment import Environment
+from voltana.live.servers.sglang.launch import SglangServers
+from voltana.sim.run.compose import compose_sim
 from voltana.state import Decision, LoadSnapshot
 
 IDLE_MHZ, BUSY_MHZ, HIGHEST_MHZ = 705, 1005, 1410

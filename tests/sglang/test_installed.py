@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from live.sglang import cpu_shims
-from live.sglang.environment import REQUIREMENTS, Environment, build
-from live.sglang.flags import DISAGGREGATION_FLAGS, FLAGS
-from live.telemetry import sglang_plugin
+from voltana.live.servers.sglang import cpu_shims
+from voltana.live.servers.sglang.environment import REQUIREMENTS, Environment, build
+from voltana.live.servers.sglang.flags import DISAGGREGATION_FLAGS, FLAGS
+from voltana.live.telemetry import sglang_plugin
 
 ROOT = Path(__file__).parents[2]
 CONTRACT = ROOT / "tests" / "live" / "telemetry" / "test_contract.py"

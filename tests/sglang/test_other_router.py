@@ -12,12 +12,12 @@ from typing import Any
 
 import pytest
 
-from live.emulated.cluster import EmulatedCluster
-from live.router.fleet import Backend
-from live.router.server import RouterServer
-from live.sglang.launch import free_ports
-from sim.compose import compose_sim
-from voltana.routing import RoundRobin
+from voltana.live.router.fleet import Backend
+from voltana.live.router.server import RouterServer
+from voltana.live.servers.emulated.cluster import EmulatedCluster
+from voltana.live.servers.sglang.launch import free_ports
+from voltana.policies.balancers import RoundRobin
+from voltana.sim.run.compose import compose_sim
 
 FOLDER = os.environ.get("VOLTANA_SGLANG_ROUTER")
 START_S = 60.0

@@ -6,10 +6,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-from live.controller import Controller
-from live.telemetry.forward_pass import ForwardPassDecoder
-from live.telemetry.message import Telemetry
-from live.telemetry.subscriber import Subscriber
+from voltana.live.controller import Controller
+from voltana.live.telemetry.forward_pass import ForwardPassDecoder
+from voltana.live.telemetry.message import Telemetry
+from voltana.live.telemetry.subscriber import Subscriber
 from voltana.state import Decision, LoadSnapshot
 
 LIMIT_US = 50.0

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from sim.compose import compose_sim
-from sim.run import simulate
 from voltana.record import RunRecord
+from voltana.sim.run.compose import compose_sim
+from voltana.sim.run.simulate import simulate
 
 SMALL = ("duration_s=6", "rps=20", "requests=80")
 

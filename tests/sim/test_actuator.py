@@ -1,7 +1,7 @@
 import simpy
 
-from sim.actuator import Actuator
-from sim.limits import Actuation, Setting
+from voltana.sim.reference.actuator import Actuator
+from voltana.sim.serving.limits import Actuation, Setting
 from voltana.state import Decision
 
 

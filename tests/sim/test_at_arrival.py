@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from sim.build import RunBuilder
-from sim.config import SimConfig, parse
-from sim.recorder import Recorder
-from sim.run import engine
 from voltana.record import RecordWriter, RunRecord
+from voltana.sim.run.build import RunBuilder
+from voltana.sim.run.config import SimConfig, parse
+from voltana.sim.run.simulate import engine
+from voltana.sim.serving.recorder import Recorder
 from voltana.state import InstanceLoad, RequestInfo
 
 LOADED = ("policy=static_max", "front_end=none", "rps=40", "requests=120", "cluster.prefill_instances=1")

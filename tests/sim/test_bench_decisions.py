@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from sim import bench_decisions as bench
+from tests.bench import decisions as bench
 
 
 def test_targets_name_what_is_measured() -> None:

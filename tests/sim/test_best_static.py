@@ -9,10 +9,20 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sim.best_static import Outcome, Pair, Search, as_overrides, compose, main, policy_yaml, simulate_pair, without_out
-from sim.compose import compose_sim
-from sim.run import simulate
 from voltana.errors import UserError
+from voltana.sim.run.compose import compose_sim
+from voltana.sim.run.simulate import simulate
+from voltana.sim.studies.best_static import (
+    Outcome,
+    Pair,
+    Search,
+    as_overrides,
+    compose,
+    main,
+    policy_yaml,
+    simulate_pair,
+    without_out,
+)
 
 CLOCKS = tuple(range(510, 1411, 15))
 

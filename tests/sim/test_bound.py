@@ -12,8 +12,15 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-import conf
-from sim.bound import (
+from voltana import conf
+from voltana.errors import UserError
+from voltana.record import SUMMARY, RunRecord
+from voltana.sim.plant import Plant
+from voltana.sim.plant.build import build_plant
+from voltana.sim.run.compose import compose_sim
+from voltana.sim.run.config import SimConfig, parse
+from voltana.sim.run.simulate import simulate
+from voltana.sim.studies.bound import (
     KEY,
     Cluster,
     EnergyBound,
@@ -27,13 +34,6 @@ from sim.bound import (
     most_at_once,
     prefill_costs,
 )
-from sim.compose import compose_sim
-from sim.config import SimConfig, parse
-from sim.plant import Plant
-from sim.plant.build import build_plant
-from sim.run import simulate
-from voltana.errors import UserError
-from voltana.record import SUMMARY, RunRecord
 from voltana.state import Slo
 
 Run = Callable[..., RunRecord]
@@ -180,7 +180,7 @@ def test_decode_costs_are_those_of_the_plant(
     overrides: tuple[str, ...], batch: int, context: float, index: int
 ) -> None:
     """Exactly, but for launch gaps, which only add."""
-    from sim.bound import _at
+    from voltana.sim.studies.bound import _at
 
     plant = plant_of(*overrides)
     clocks = plant.gpu.clocks()
@@ -290,4 +290,4 @@ def test_no_bound_is_promised_for_a_plant_that_changes(run: Run) -> None:
 
 def test_a_folder_without_records_is_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([str(tmp_path)]) == 2
-    assert capsys.readouterr().err.startswith("sim.bound: error: ")
+    assert capsys.readouterr().err.startswith("voltana.sim.studies.bound: error: ")

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 import yaml
 
-import sim.calibrate
-from sim.calibrate_table import BASE, POWER, TIME, Setup, Table, calibrate, described, gpu_yaml, predict
-from sim.compose import compose_sim
-from sim.plant import EngineSpec, GpuSpec, ModelSpec, Plant
+import voltana.sim.calibration.kernels
 from voltana.errors import UserError
-from voltana.profile import Sample, write_profile
+from voltana.prediction.profile import Sample, write_profile
+from voltana.sim.calibration.table import BASE, POWER, TIME, Setup, Table, calibrate, described, gpu_yaml, predict
+from voltana.sim.plant import EngineSpec, GpuSpec, ModelSpec, Plant
+from voltana.sim.run.compose import compose_sim
 
 NOISE = 0.01
 OTHER = {
@@ -134,14 +134,14 @@ def _folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def command(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
-    monkeypatch.setattr(sys, "argv", ["sim.calibrate", *arguments])
-    return sim.calibrate.main()
+    monkeypatch.setattr(sys, "argv", ["voltana.sim.calibration.kernels", *arguments])
+    return voltana.sim.calibration.kernels.main()
 
 
 def test_from_table_to_simulation(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from sim.commands import profile as voltana_profile
+    from voltana.sim.run.commands import profile as voltana_profile
 
     write_profile(folder / "mine.csv", profile([1410]))
     about = {
@@ -194,7 +194,7 @@ def test_bad_input_is_one_line(
 
 
 def test_a_base_that_does_not_exist_is_refused(folder: Path) -> None:
-    from sim.calibrate_table import load_setup
+    from voltana.sim.calibration.table import load_setup
 
     with pytest.raises(UserError, match="no_such_gpu"):
         load_setup(Table("t.csv", profile([1410]), {}), "no_such_gpu", "llama31_8b")

@@ -8,12 +8,12 @@ from typing import Any, NamedTuple
 
 import pytest
 
-import conf
-import sim.check.command
-from sim.check.config import CheckConfig, parse
-from sim.check.histories import World, record_worlds
-from sim.check.policy import check_policy
+import voltana.sim.studies.check.command
+from voltana import conf
 from voltana.errors import UserError
+from voltana.sim.studies.check.config import CheckConfig, parse
+from voltana.sim.studies.check.histories import World, record_worlds
+from voltana.sim.studies.check.policy import check_policy
 
 POLICIES = sorted(file.stem for file in (Path(conf.__file__).parent / "policy").glob("*.yaml"))
 CASES = Path(__file__).parents[1] / "cases" / "promises"
@@ -101,7 +101,7 @@ def test_the_command_prints_a_table_and_names_the_first_broken_promise(
     monkeypatch.setattr(sys, "argv", ["voltana-check", *words])
     status: object = 0
     try:
-        sim.check.command.main()
+        voltana.sim.studies.check.command.main()
     except SystemExit as stop:
         status = stop.code
     out, err = capfd.readouterr()

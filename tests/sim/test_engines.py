@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import conf
-from sim.fast.decode import LongestGaps, Run
-from sim.run import simulate
+from voltana import conf
 from voltana.record import RunRecord
+from voltana.sim.fast.decode import LongestGaps, Run
+from voltana.sim.run.simulate import simulate
 
 TOLERANCE = 1e-9
 POLICIES = sorted(file.stem for file in (Path(conf.__file__).parent / "policy").glob("*.yaml"))

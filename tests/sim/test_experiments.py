@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import yaml
 
-from sim.build import RunBuilder
-from sim.compose import compose_sim
-from sim.config import SimConfig, parse
+from voltana.sim.run.build import RunBuilder
+from voltana.sim.run.compose import compose_sim
+from voltana.sim.run.config import SimConfig, parse
 
 PRESETS = sorted((Path(__file__).parents[2] / "conf" / "experiment").glob("*.yaml"))
 
@@ -33,7 +33,14 @@ def test_every_run_of_a_preset_can_be_built(path: Path) -> None:
 
 def test_a_preset_ends_in_a_table_and_a_figure(tmp_path: Path) -> None:
     overrides = ["experiment=actuation", "rps=20", "seed=1", "actuation.block_s=0,0.1", "policy=static_max,voltana"]
-    command = [sys.executable, "-c", "from sim.commands import simulate; simulate()", "-m", *overrides, "duration_s=3"]
+    command = [
+        sys.executable,
+        "-c",
+        "from voltana.sim.run.commands import simulate; simulate()",
+        "-m",
+        *overrides,
+        "duration_s=3",
+    ]
     done = subprocess.run([*command, f"hydra.sweep.dir={tmp_path}"], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "saving %" in done.stdout

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from sim.compose import compose_sim
-from sim.run import simulate
 from voltana.record import RunRecord
+from voltana.sim.run.compose import compose_sim
+from voltana.sim.run.simulate import simulate
 
 
 @pytest.mark.parametrize(("engine", "folder"), [("fast", "sim/fast/"), ("reference", "sim/")])

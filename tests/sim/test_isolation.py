@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-import voltana.build
+import voltana.policies.build
 from voltana.record import RunRecord
 
 WORLD = ("sim", "traces", "live", "simpy", "numpy.random")
@@ -74,14 +74,14 @@ def test_no_way_leads_to_the_plant_or_the_future(
 ) -> None:
     given: list[object] = []
     policies: list[object] = []
-    build = voltana.build.build_policy
+    build = voltana.policies.build.build_policy
 
     def spy(key: str, config: Any, offers: Any) -> Spied:
         made = build(key, config, {name: _note(offer, given) for name, offer in offers.items()})
         policies.append(made)
         return Spied(made, given)
 
-    monkeypatch.setattr("voltana.bundle.build_policy", spy)
+    monkeypatch.setattr("voltana.app.bundle.build_policy", spy)
     run(f"policy={policy}", "requests=30")
     assert len(policies) == 6 and len(given) > 100
     offences = {offence for thing in [*given, *policies] for offence in _offences(thing)}
@@ -99,8 +99,8 @@ def _note(offer: Callable[[], object], given: list[object]) -> Callable[[], obje
 
 def test_the_inspection_finds_what_it_should() -> None:
     """The test above can fail."""
-    from sim.job import Job
-    from traces import Request
+    from voltana.sim.serving.job import Job
+    from voltana.traces import Request
 
     job = Job(Request(0, 0.0, 5, 7))
     for hidden in ({"deep": [job]}, lambda: job, job.row):

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sim.run import simulate
 from voltana.record import CONFIG, INSTANCES, REQUESTS, RunRecord
+from voltana.sim.run.simulate import simulate
 
 Run = Callable[..., RunRecord]
 

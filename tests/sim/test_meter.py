@@ -1,7 +1,7 @@
 import pytest
 
-from sim.meter import Meter
 from voltana.record import InstanceRow
+from voltana.sim.serving.meter import Meter
 
 
 @pytest.fixture

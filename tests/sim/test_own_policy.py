@@ -9,10 +9,10 @@ from typing import Any, NamedTuple
 import pytest
 import yaml
 
-import sim.commands
-from sim.run import simulate
+import voltana.sim.run.commands
 from voltana.errors import PolicyError
 from voltana.record import SUMMARY
+from voltana.sim.run.simulate import simulate
 
 CASES = Path(__file__).parents[1] / "cases" / "policies"
 PARTS = {
@@ -85,7 +85,7 @@ def test_the_last_line_says_it(
     words = ["--config-dir", ".", "policy=mine", "rps=50", "duration_s=3", "hydra.run.dir=run"]
     monkeypatch.setattr(sys, "argv", ["voltana-sim", *words])
     with pytest.raises(SystemExit) as stop:
-        sim.commands.simulate()
+        voltana.sim.run.commands.simulate()
     assert stop.value.code == 2
     *above, line = capfd.readouterr().err.splitlines()
     assert line.startswith("voltana-sim: error: ")
@@ -135,7 +135,7 @@ def test_in_a_sweep_it_fails_its_own_runs_alone(
     words = ["--config-dir", ".", "-m", "policy=static_max", choice, "rps=20", "duration_s=1", "hydra.sweep.dir=runs"]
     monkeypatch.setattr(sys, "argv", ["voltana-sim", *words])
     with pytest.raises(SystemExit) as stop:
-        sim.commands.simulate()
+        voltana.sim.run.commands.simulate()
     assert stop.value.code == 2
     err = capfd.readouterr().err
     assert [(tmp_path / "runs" / str(number) / SUMMARY).exists() for number in range(3)] == [True, False, False]

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 import yaml
 
-from sim.plant import EngineSpec, GpuSpec, ModelSpec, Plant
-from sim.plant.operators import gemm_waves
 from voltana.errors import UserError
+from voltana.sim.plant import EngineSpec, GpuSpec, ModelSpec, Plant
+from voltana.sim.plant.operators import gemm_waves
 
 CONF = Path(__file__).parents[2] / "conf"
 

@@ -8,7 +8,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sim.plant import EngineSpec, GpuSpec, ModelSpec, Plant
+from voltana.sim.plant import EngineSpec, GpuSpec, ModelSpec, Plant
 
 CONF = Path(__file__).parents[2] / "conf"
 GPU = GpuSpec.from_mapping(yaml.safe_load((CONF / "gpu" / "a100_sxm4_80g_calibrated.yaml").read_text()))

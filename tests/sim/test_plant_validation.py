@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from sim import calibrate
-from sim.plant import GpuSpec
+from voltana.sim.calibration import kernels as calibrate
+from voltana.sim.plant import GpuSpec
 
 DATA = Path(os.environ.get("VOLTANA_DATA", Path(__file__).parents[2] / ".." / "shared" / "data"))
 pytestmark = pytest.mark.skipif(not (DATA / "profiles").is_dir(), reason="no measurements (VOLTANA_DATA)")

@@ -8,14 +8,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-import conf
-import voltana.build
-from sim.compose import compose_sim
-from sim.config import SimConfig, parse
-from sim.plant import Plant, Step
-from sim.plant.build import build_plant
-from voltana.oracle import Oracle
+import voltana.policies.build
+from voltana import conf
+from voltana.policies.oracle import Oracle
 from voltana.record import RunRecord
+from voltana.sim.plant import Plant, Step
+from voltana.sim.plant.build import build_plant
+from voltana.sim.run.compose import compose_sim
+from voltana.sim.run.config import SimConfig, parse
 from voltana.state import LoadSnapshot, Slo
 
 Run = Callable[..., RunRecord]
@@ -87,7 +87,7 @@ class Told:
         self._what_if = what_if
 
     def cost(self, clock_mhz: int) -> tuple[float, float]:
-        """As `sim.truth.Truth`."""
+        """As `voltana.sim.serving.truth.Truth`."""
         step = self._what_if(clock_mhz)
         return step.duration_s, step.duration_s * step.power_w
 
@@ -95,7 +95,7 @@ class Told:
 @pytest.mark.parametrize("policy", POLICIES)
 def test_only_what_is_called_an_oracle_asks_for_the_truth(policy: str, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str] = []
-    build = voltana.build.build_policy
+    build = voltana.policies.build.build_policy
 
     def spy(key: str, config: Any, offers: Any) -> Any:
         def truth() -> Any:
@@ -106,8 +106,8 @@ def test_only_what_is_called_an_oracle_asks_for_the_truth(policy: str, monkeypat
         assert (getattr(made, "truth", None) is None) == ("Oracle" not in config["_target_"])
         return made
 
-    monkeypatch.setattr("voltana.bundle.build_policy", spy)
-    from sim.build import RunBuilder
+    monkeypatch.setattr("voltana.app.bundle.build_policy", spy)
+    from voltana.sim.run.build import RunBuilder
 
     RunBuilder(parse(SimConfig, compose_sim(f"policy={policy}"))).cluster()
     assert bool(asked) == ("oracle" in policy)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from sim.power_cap import Trial, calibrate, caps_to_try, chosen_cap, power_limits_w
+from voltana.sim.studies.power_cap import Trial, calibrate, caps_to_try, chosen_cap, power_limits_w
 
 Values = Callable[..., dict[str, Any]]
 LOADED = ("rps=60", "duration_s=8")
@@ -56,7 +56,7 @@ def test_draw_and_cap_are_of_one_gpu_where_an_instance_has_several(values: Value
 
 def command(*overrides: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "sim.power_cap", *overrides], capture_output=True, text=True, timeout=120
+        [sys.executable, "-m", "voltana.sim.studies.power_cap", *overrides], capture_output=True, text=True, timeout=120
     )
 
 

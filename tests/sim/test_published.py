@@ -8,9 +8,9 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from sim import published
-from sim.published import Cell, Comparison, Point
 from voltana.errors import UserError
+from voltana.sim.studies import published
+from voltana.sim.studies.published import Cell, Comparison, Point
 
 DATA = Path(os.environ.get("VOLTANA_DATA", Path(__file__).parents[2] / ".." / "shared" / "data"))
 LLAMA = DATA / "paper" / "llama31_8b_sharegpt.csv"
@@ -217,4 +217,4 @@ def test_points_are_simulated_with_the_demo_s_configuration(values: Callable[...
     assert published.configuration(cell) == values(*demo)
     assert published.configuration(cell, seed=5) == values(*demo, "seed=5")
     adaptive = published.configuration(cell._replace(series="voltanallm"))["policy"]
-    assert adaptive["decode_router"]["_target_"] == "voltana.balancing.TileAware"
+    assert adaptive["decode_router"]["_target_"] == "voltana.policies.balancers.TileAware"

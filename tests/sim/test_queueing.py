@@ -15,19 +15,19 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from sim.cluster import Cluster
-from sim.fast import FastCluster
-from sim.limits import Actuation, DecodeLimits, LinkSpec, PrefillLimits
-from sim.plant import DecodeLine, Plant, Step
-from sim.recorder import Recorder
-from sim.spec import ClusterSpec
-from traces import LengthSource, request_stream
-from traces.arrivals import Poisson
-from traces.lengths import Fixed
-from traces.stream import Block
+from voltana.policies.balancers import RoundRobin
 from voltana.record import RecordWriter, RunRecord
-from voltana.routing import RoundRobin
+from voltana.sim.fast import FastCluster
+from voltana.sim.plant import DecodeLine, Plant, Step
+from voltana.sim.reference.cluster import Cluster
+from voltana.sim.serving.limits import Actuation, DecodeLimits, LinkSpec, PrefillLimits
+from voltana.sim.serving.recorder import Recorder
+from voltana.sim.serving.spec import ClusterSpec
 from voltana.state import Decision, LoadSnapshot, Slo
+from voltana.traces import LengthSource, request_stream
+from voltana.traces.arrivals import Poisson
+from voltana.traces.lengths import Fixed
+from voltana.traces.stream import Block
 
 CLOCKS = (700, 1400)
 ENGINES = {"reference": Cluster, "fast": FastCluster}

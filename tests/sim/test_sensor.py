@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sim.sensor import PowerSensors, SensorSpec
+from voltana.sim.serving.sensor import PowerSensors, SensorSpec
 
 
 def test_a_reading_is_the_mean_over_the_window_alone() -> None:

@@ -6,9 +6,9 @@ from concurrent.futures import Executor, ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from sim import testbed
-from sim.published import Cell, Point
-from sim.testbed import STEPS, Outcome
+from voltana.sim.calibration import testbed
+from voltana.sim.calibration.testbed import STEPS, Outcome
+from voltana.sim.studies.published import Cell, Point
 
 MODELS = ("llama31_8b", "qwen3_32b")
 TRUE_S = {"llama31_8b": 0.05, "qwen3_32b": 0.1}

@@ -10,9 +10,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from sim.worker import work
 from voltana.record import CONFIG, claim
 from voltana.record.schema import LOG
+from voltana.sim.run.worker import work
 
 Values = Callable[..., dict[str, Any]]
 
@@ -34,7 +34,7 @@ def test_no_log_is_left_in_a_folder_of_another_run(values: Values, tmp_path: Pat
 
 def test_processes_end_with_a_sweep_that_is_killed(tmp_path: Path) -> None:
     """They hold its standard error open as long as they live."""
-    script = "from sim.commands import simulate; simulate()"
+    script = "from voltana.sim.run.commands import simulate; simulate()"
     words = ["-m", "policy=static_max", "seed=1,2", "hydra.sweep.dir=sweep", "duration_s=100000"]
     command = [sys.executable, "-c", script, *words]
     with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, start_new_session=True) as sweep:

@@ -5,10 +5,10 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from traces import RequestStream, request_stream
-from traces.arrivals import Timestamps, Uniform
-from traces.files import FileTrace
 from voltana.errors import UserError
+from voltana.traces import RequestStream, request_stream
+from voltana.traces.arrivals import Timestamps, Uniform
+from voltana.traces.files import FileTrace
 
 CASES = Path(__file__).parents[1] / "cases" / "traces"
 ROWS = [(0.5, 10, 20), (2.0, 11, 21)]

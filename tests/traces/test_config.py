@@ -9,17 +9,17 @@ from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
-from traces import request_stream
-from traces.arrivals import Gamma, Poisson, Timestamps, Uniform
-from traces.lengths import Fixed
 from voltana.errors import UserError
+from voltana.traces import request_stream
+from voltana.traces.arrivals import Gamma, Poisson, Timestamps, Uniform
+from voltana.traces.lengths import Fixed
 
 CONF = Path(__file__).parents[2] / "conf"
 ARRIVALS = sorted((CONF / "arrival").glob("*.yaml"))
 
 
 def build(group: str, name: str, **overrides: Any) -> Any:
-    with initialize_config_module("conf", version_base="1.3"):
+    with initialize_config_module("voltana.conf", version_base="1.3"):
         whole = compose("sim", overrides=[f"{group}={name}", "rps=5", "hydra/launcher=basic"])
     section = OmegaConf.merge(whole, {group: overrides})[group]
     return instantiate({key: value for key, value in section.items() if key != "name"})

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from traces import request_stream
-from traces.arrivals import Timestamps, Uniform
-from traces.files import FileTrace
-from traces.fit import (
+from voltana.traces import request_stream
+from voltana.traces.arrivals import Timestamps, Uniform
+from voltana.traces.files import FileTrace
+from voltana.traces.fit import (
     LMSYS_ANSWERS,
     LMSYS_MEANS,
     PERCENTILES,
@@ -24,7 +24,7 @@ from traces.fit import (
     read,
     spearman,
 )
-from traces.table import TableLengths, read_document
+from voltana.traces.table import TableLengths, read_document
 
 ROOT = Path(__file__).parents[2]
 DATA = Path(os.environ.get("VOLTANA_DATA", ROOT.parent / "shared" / "data")) / "traces"

@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from traces import Request, RequestStream, request_stream
-from traces.arrivals import Timestamps, Uniform
-from traces.files import FileTrace
 from voltana.errors import UserError
+from voltana.traces import Request, RequestStream, request_stream
+from voltana.traces.arrivals import Timestamps, Uniform
+from voltana.traces.files import FileTrace
 
 
 def write(folder: Path, text: str, name: str = "trace.csv") -> str:

@@ -11,12 +11,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import traces.stream
-from traces import ArrivalProcess, LengthSource, Request, request_stream
-from traces.arrivals import Gamma, Poisson, Timestamps, Uniform
-from traces.lengths import Fixed, LogNormal
-from traces.table import TableLengths
+import voltana.traces.stream
 from voltana.errors import UserError
+from voltana.traces import ArrivalProcess, LengthSource, Request, request_stream
+from voltana.traces.arrivals import Gamma, Poisson, Timestamps, Uniform
+from voltana.traces.lengths import Fixed, LogNormal
+from voltana.traces.table import TableLengths
 
 rates = st.floats(0.01, 1000)
 seeds = st.integers(0, 2**32)
@@ -187,14 +187,13 @@ def test_memory_does_not_grow_with_the_trace() -> None:
 
 
 def test_importing_traces_stays_light() -> None:
-    script = (
-        "import sys, traces, traces.table, traces.files; sys.exit('pandas' in sys.modules or 'scipy' in sys.modules)"
-    )
+    modules = "voltana.traces.table, voltana.traces.files"
+    script = f"import sys, {modules}; sys.exit('pandas' in sys.modules or 'scipy' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
 
 
 def test_documented_examples_run() -> None:
-    assert doctest.testmod(traces.stream).failed == 0
+    assert doctest.testmod(voltana.traces.stream).failed == 0
 
 
 @pytest.mark.parametrize(

@@ -4,9 +4,9 @@ from collections.abc import Callable
 
 import pytest
 
-from voltana.ecopred import EcoPred, decode_bin
-from voltana.fitting import fit_ecopred
-from voltana.profile import Sample
+from voltana.prediction.ecopred import EcoPred, decode_bin
+from voltana.prediction.fit import fit_ecopred
+from voltana.prediction.profile import Sample
 from voltana.state import Phase, Slo
 
 CLOCKS = tuple(range(210, 1411, 15))

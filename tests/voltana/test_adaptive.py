@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from voltana.adaptive import EcoFreqOnline, LatencyRatio
-from voltana.ecopred import BIN_ENDS, EcoPred, Line, Plane
+from voltana.policies.ecofreq_online import EcoFreqOnline, LatencyRatio
+from voltana.prediction.ecopred import BIN_ENDS, EcoPred, Line, Plane
 from voltana.state import Decision, LoadSnapshot, Slo
 
 CLOCKS = (700, 1400)

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from voltana.asked import AskedController, AskedRouter, Who
 from voltana.errors import PolicyError
+from voltana.policies.asked import AskedController, AskedRouter, Who
 from voltana.state import Decision, InstanceLoad, LoadSnapshot, RequestInfo
 
 WHO = Who("mine", "decode_controller", "my.Policy", "decode-0")

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from voltana.balancing import LeastRequests, LeastTokens, PowerOfTwo, TileAware
 from voltana.errors import UserError
+from voltana.policies.balancers import LeastRequests, LeastTokens, PowerOfTwo, TileAware
 from voltana.state import InstanceLoad, RequestInfo, Router
 
 REQUEST = RequestInfo(7, 1.0, 1000)

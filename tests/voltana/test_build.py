@@ -10,12 +10,11 @@ import yaml
 from hydra import compose, initialize_config_module
 from hydra.core.global_hydra import GlobalHydra
 
-import conf
-from voltana import checks
-from voltana.build import build_policy
-from voltana.ecopred import EcoPred
+from voltana import checks, conf
+from voltana.app.resolve import resolve
 from voltana.errors import PolicyError, UserError
-from voltana.resolve import resolve
+from voltana.policies.build import build_policy
+from voltana.prediction.ecopred import EcoPred
 from voltana.state import Decision, InstanceLoad, LoadSnapshot, RequestInfo, Slo
 
 CONF = Path(next(iter(conf.__path__)))
@@ -111,10 +110,13 @@ def test_nothing_is_made_for_a_policy_that_is_refused() -> None:
             {"_target_": "nowhere.Policy"},
             "policy.x._target_: found 'nowhere.Policy', allowed: the dotted path of a class (",
         ),
-        ({"_target_": "voltana.frequency.Nope"}, "policy.x._target_: found 'voltana.frequency.Nope', allowed: "),
         (
-            {"_target_": "voltana.build.build_policy"},
-            "policy.x._target_: found 'voltana.build.build_policy', allowed: ",
+            {"_target_": "voltana.policies.ecofreq.Nope"},
+            "policy.x._target_: found 'voltana.policies.ecofreq.Nope', allowed: ",
+        ),
+        (
+            {"_target_": "voltana.policies.build.build_policy"},
+            "policy.x._target_: found 'voltana.policies.build.build_policy', allowed: ",
         ),
         ({"_target_": target(Curious), "gian": 2}, "policy.x.gian: unknown to Curious, allowed: gain"),
         ({"_target_": target(Curious), "seed": 2}, "policy.x.seed: unknown to Curious, allowed: gain"),
@@ -135,7 +137,7 @@ def test_bad_input_of_an_offer_keeps_its_own_name() -> None:
     def missing_file() -> Any:
         raise UserError("ecopred.json: cannot be read")
 
-    config = {"_target_": "voltana.routing.EcoRoute"}
+    config = {"_target_": "voltana.policies.ecoroute.EcoRoute"}
     offers = NOTHING | {"slo": lambda: Slo(1, 1), "clocks_mhz": lambda: (1005, 1410), "predictor": missing_file}
     with pytest.raises(UserError, match=r"^ecopred\.json: cannot be read$"):
         build_policy("policy.x", config, offers)
@@ -144,7 +146,9 @@ def test_bad_input_of_an_offer_keeps_its_own_name() -> None:
 def test_what_a_constructor_raises_is_told_with_its_traceback() -> None:
     with pytest.raises(PolicyError, match="Broken raised ZeroDivisionError: our bug") as caught:
         build_policy("policy.x", {"_target_": target(Broken)}, NOTHING)
-    assert "in __init__" in caught.value.traceback_text and "voltana/build.py" not in caught.value.traceback_text
+    assert (
+        "in __init__" in caught.value.traceback_text and "voltana/policies/build.py" not in caught.value.traceback_text
+    )
 
 
 # What we ship.
@@ -152,7 +156,7 @@ def test_what_a_constructor_raises_is_told_with_its_traceback() -> None:
 
 @pytest.fixture
 def hydra() -> Iterator[None]:
-    with initialize_config_module("conf", version_base="1.3"):
+    with initialize_config_module("voltana.conf", version_base="1.3"):
         yield
     GlobalHydra.instance().clear()
 
@@ -234,7 +238,7 @@ def test_every_part_we_ship_says_what_it_is(group: str) -> None:
 
 def test_every_rival_says_what_is_fitted_by_us() -> None:
     targets = {str(yaml.safe_load(path.read_text()).get("_target_")) for path in (CONF / "frequency").glob("*.yaml")}
-    rivals = sorted(target for target in targets if target.startswith("voltana.rivals."))
+    rivals = sorted(target for target in targets if target.startswith("voltana.policies."))
     assert len(rivals) >= 10
     for target in rivals:
         module, _, name = target.rpartition(".")

@@ -10,7 +10,7 @@ from hydra.core.plugins import Plugins
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
-from voltana.cli import hydra_command
+from voltana.app.cli import hydra_command
 from voltana.errors import RunError, RunsCrashedError, UserError
 
 SIM = """
@@ -261,5 +261,5 @@ def test_hydra_flags_work(run: Run) -> None:
 
 def test_import_is_light() -> None:
     heavy = {"hydra", "omegaconf", "pandas", "matplotlib", "scipy", "numpy"}
-    code = f"import sys, voltana.cli; print({heavy!r} & set(sys.modules))"
+    code = f"import sys, voltana.app.cli; print({heavy!r} & set(sys.modules))"
     assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "set()"

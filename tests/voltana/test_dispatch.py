@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from voltana.dispatch import Dispatcher, Standing, standing_of
-from voltana.routing import RandomRouter, RoundRobin
+from voltana.policies.balancers import RandomRouter, RoundRobin
 from voltana.state import InstanceLoad, LoadSnapshot, RequestInfo, Router
 
 

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from voltana.ecopred import BIN_ENDS, EcoPred, Line, Plane, decode_bin
 from voltana.errors import UserError
+from voltana.prediction.ecopred import BIN_ENDS, EcoPred, Line, Plane, decode_bin
 
 coefficients = st.floats(0, 1e-2)
 batches = st.integers(1, 4096)

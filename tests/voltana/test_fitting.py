@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import nnls
 
-from voltana.ecopred import BIN_ENDS, EcoPred, decode_bin
 from voltana.errors import UserError
-from voltana.fitting import (
+from voltana.prediction.ecopred import BIN_ENDS, EcoPred, decode_bin
+from voltana.prediction.fit import (
     DECODE,
     PREFILL,
     Ransac,
@@ -23,7 +23,7 @@ from voltana.fitting import (
     predict,
     robust_fit,
 )
-from voltana.profile import Sample
+from voltana.prediction.profile import Sample
 
 Latency = Callable[[str, int, int, int], float]
 

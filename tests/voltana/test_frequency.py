@@ -8,9 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from voltana.ecopred import BIN_ENDS, EcoPred, Line, Plane
 from voltana.errors import UserError
-from voltana.frequency import EcoFreq, StaticClock
+from voltana.policies.ecofreq import EcoFreq
+from voltana.policies.static import StaticClock
+from voltana.prediction.ecopred import BIN_ENDS, EcoPred, Line, Plane
 from voltana.state import Decision, LoadSnapshot, Phase, Slo
 
 CLOCKS = tuple(range(210, 1411, 15))

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-import conf
-from voltana.help import WIDTH, help_page
+from voltana import conf
+from voltana.app.help import WIDTH, help_page
 
 CONF = Path(conf.__path__[0])
 COMMANDS = {
@@ -25,7 +25,7 @@ SCRIPTS = Path(sys.executable).parent
 
 
 def page(command: str, *words: str) -> str:
-    return help_page(command, COMMANDS[command], "pkg://conf", words)
+    return help_page(command, COMMANDS[command], "pkg://voltana.conf", words)
 
 
 @pytest.mark.parametrize("command", COMMANDS)

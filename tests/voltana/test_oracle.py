@@ -8,7 +8,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from voltana.errors import UserError
-from voltana.oracle import Oracle
+from voltana.policies.oracle import Oracle
 from voltana.state import LoadSnapshot, Phase, Slo
 
 CLOCKS = tuple(range(210, 1411, 15))
@@ -23,7 +23,7 @@ class Valley:
         self.asked = 0
 
     def cost(self, clock_mhz: int) -> tuple[float, float]:
-        """As `sim.truth.Truth`."""
+        """As `voltana.sim.serving.truth.Truth`."""
         self.asked += 1
         share = clock_mhz / CLOCKS[-1]
         seconds = self.seconds_at_top / share

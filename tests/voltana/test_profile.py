@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from voltana.errors import UserError
-from voltana.profile import Sample, read_profile, write_profile
+from voltana.prediction.profile import Sample, read_profile, write_profile
 
 HEADER = "phase,clock_mhz,batch_size,tokens,latency_s,energy_j\n"
 GOOD = "decode,1005,8,4000,0.012,3.5\n"

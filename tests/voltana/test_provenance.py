@@ -32,9 +32,9 @@ def config(target: str = "by_batch.ByBatch") -> dict[str, object]:
     return {
         "policy": {
             "decode_controller": {"_target_": target},
-            "decode_router": {"_target_": "voltana.routing.EcoRoute"},
+            "decode_router": {"_target_": "voltana.policies.ecoroute.EcoRoute"},
         },
-        "trace": {"_target_": "traces.files.FileTrace", "path": "t.csv"},
+        "trace": {"_target_": "voltana.traces.files.FileTrace", "path": "t.csv"},
         "predictor": "auto",
     }
 

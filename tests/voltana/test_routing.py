@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from voltana.balancing import TileAware
-from voltana.ecopred import BIN_ENDS, EcoPred, Line, Plane
 from voltana.errors import UserError
-from voltana.routing import EcoRoute, EcoRouteReleased, RandomRouter, RoundRobin
+from voltana.policies.balancers import RandomRouter, RoundRobin, TileAware
+from voltana.policies.ecoroute import EcoRoute, EcoRouteReleased
+from voltana.prediction.ecopred import BIN_ENDS, EcoPred, Line, Plane
 from voltana.state import InstanceLoad, RequestInfo, Router, Slo
 
 CLOCKS = tuple(range(210, 1411, 15))

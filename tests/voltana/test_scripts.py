@@ -9,8 +9,8 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-
 import voltana.scripts
+
 from voltana.record import find_records
 
 ROOT = Path(voltana.scripts.__file__).parents[1]
@@ -64,7 +64,7 @@ def test_a_sweep_and_its_workers_find_ours_and_the_users_policy(folder: Path) ->
 
 
 def test_processes_that_commands_start_find_ours(folder: Path) -> None:
-    assert "usage" in run(folder, *voltana.scripts.module_command("sim.rerun", "--help"))
+    assert "usage" in run(folder, *voltana.scripts.module_command("voltana.sim.run.rerun", "--help"))
     started = re.compile(r'sys\.executable,\s*"-m",\s*"(?:live|sim|analysis|traces)\b')
     around = [path for package in voltana.BESIDE for path in (ROOT / package).rglob("*.py")]
     assert not [path for path in around if started.search(path.read_text())], "voltana.scripts.module_command"

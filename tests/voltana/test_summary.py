@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from voltana.record import COMPLETED, FAILED, UNFINISHED, RequestRow
+from voltana.record.summary import InstanceTotals, SummaryBuilder, arrivals_in_words, measured, rate_in_words
 from voltana.state import Slo
-from voltana.summary import InstanceTotals, SummaryBuilder, arrivals_in_words, measured, rate_in_words
 
 SLO = Slo(ttft_s=0.5, itl_s=0.05)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from rich.table import Table
 
-from voltana.terminal import plain_console, take_any_text
+from voltana.app.terminal import plain_console, take_any_text
 
 SCRIPTS = Path(sys.executable).parent
 SURROUNDINGS = {

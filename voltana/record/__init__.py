@@ -4,7 +4,7 @@
     provenance.json    what made it: versions, command, host, hashes of the files it depends on
     requests.parquet   one row a request, in the order of their ends
     instances.parquet  one row wherever the state of an instance changes
-    summary.json       the numbers of the run (`voltana.summary`)
+    summary.json       the numbers of the run (`voltana.record.summary`)
 
 The summary comes last, after the tables are whole and on disk: a folder that has it holds a finished record. Until
 then rows are added to a journal every few seconds, so that a run that is killed leaves what had happened readable.

@@ -27,8 +27,6 @@ from voltana.errors import UserError
 from voltana.record.reader import RunRecord, flatten
 from voltana.record.schema import PROVENANCE
 
-OWN = ("voltana", *voltana.BESIDE)
-"""Import names of this project."""
 _DEPENDENCIES = ("hydra-core", "numpy", "pandas", "pyarrow", "pydantic", "scikit-learn", "scipy", "simpy")
 _LIVE_DEPENDENCIES = ("httptools", "msgspec", "nvidia-ml-py", "pyzmq", "uvloop")
 _CODE = ("*.py", "*.json")
@@ -43,7 +41,7 @@ def provenance(
     Args:
         source: "sim" or "live".
         depends_on: see `dependencies`.
-        sweep: which sweep the run belongs to, if it does (`voltana.sweeps`).
+        sweep: which sweep the run belongs to, if it does (`voltana.app.sweeps`).
     """
     libraries = _DEPENDENCIES + (_LIVE_DEPENDENCIES if source == "live" else ())
     return {
@@ -79,7 +77,7 @@ def dependencies(source: str, config: Mapping[str, Any], predictor: Path | None 
         if not isinstance(value, str):
             continue
         name = key.rpartition(".")[2]
-        if name == "_target_" and value.partition(".")[0] not in OWN:
+        if name == "_target_" and not _is_own(value):
             files = sorted(_user_modules(value.rpartition(".")[0]))
             found[key] = {"path": os.pathsep.join(map(str, files)), "sha256": _hash(files)}
         elif name == "path" and Path(value).is_file():
@@ -131,11 +129,20 @@ def _root() -> Path:
     return Path(voltana.__file__).parents[1]
 
 
+def _is_own(dotted: str) -> bool:
+    return dotted.partition(".")[0] == voltana.__name__
+
+
 @cache
 def _own_code(source: str) -> str:
     """Of everything that a record is computed by."""
-    folders = [_root() / name for name in ("voltana", "sim", "traces", *(("live",) if source == "live" else ()))]
-    return _hash(sorted(path for folder in folders for pattern in _CODE for path in folder.rglob(pattern)))
+    package = Path(voltana.__file__).parent
+    rooms = ("policies", "prediction", "record", "app", "sim", "traces", *(("live",) if source == "live" else ()))
+    files = [
+        *package.glob("*.py"),
+        *(path for room in rooms for each in _CODE for path in (package / room).rglob(each)),
+    ]
+    return _hash(sorted(files))
 
 
 def _user_modules(name: str, seen: set[str] | None = None) -> set[Path]:
@@ -146,7 +153,7 @@ def _user_modules(name: str, seen: set[str] | None = None) -> set[Path]:
     """
     asked_for = seen is None
     seen = set() if seen is None else seen
-    if name in seen or name.partition(".")[0] in {*OWN, *sys.stdlib_module_names}:
+    if name in seen or _is_own(name) or name.partition(".")[0] in sys.stdlib_module_names:
         return set()
     seen.add(name)
     origin, package = _source(name)

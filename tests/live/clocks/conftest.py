@@ -21,13 +21,13 @@ import pytest
 from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
 
-from live.clocks import access
-from live.clocks.changes import Changes
-from live.clocks.client import ClockClient, Event
-from live.clocks.limits import Limits
-from live.clocks.owner import serve
-from live.clocks.simulated import SimulatedGpu
-from sim.plant import EngineSpec, GpuSpec, ModelSpec, Plant
+from voltana.live.clocks import access
+from voltana.live.clocks.changes import Changes
+from voltana.live.clocks.client import ClockClient, Event
+from voltana.live.clocks.limits import Limits
+from voltana.live.clocks.owner import serve
+from voltana.live.clocks.simulated import SimulatedGpu
+from voltana.sim.plant import EngineSpec, GpuSpec, ModelSpec, Plant
 
 HERE = Path(__file__).parent
 PATIENCE_S = 20.0
@@ -44,7 +44,7 @@ def wait_until(condition: Callable[[], object], what: str = "the condition") -> 
 
 def compose_parts(*overrides: str) -> dict[str, Any]:
     """The sections of the configuration that make a plant."""
-    with initialize_config_module("conf", version_base="1.3"):
+    with initialize_config_module("voltana.conf", version_base="1.3"):
         config = compose(overrides=["+gpu=a100_sxm4_80g", "+serving=sglang", *overrides])
     values = OmegaConf.to_container(config, resolve=False)
     assert isinstance(values, dict)
@@ -268,7 +268,7 @@ def own(
 
     def go(*options: str, gpus: str = "0,1,2") -> subprocess.Popen[str]:
         (tmp_path / access.SOCKET_NAME).unlink(missing_ok=True)  # of one that was killed
-        arguments = ["-m", "live.clocks.command", "--gpus", gpus, "--folder", str(tmp_path), *options]
+        arguments = ["-m", "voltana.live.clocks.command", "--gpus", gpus, "--folder", str(tmp_path), *options]
         process = spawn(arguments, env=standin.environment)
         wait_until(lambda: (tmp_path / access.SOCKET_NAME).exists() or process.poll() is not None, "the socket")
         return process
@@ -281,7 +281,7 @@ def refused(spawn: Callable[..., subprocess.Popen[str]]) -> Callable[..., str]:
     """Start an owner that is to refuse; returns its words, which are one line."""
 
     def go(*options: str, **popen: Any) -> str:
-        process = spawn(["-m", "live.clocks.command", *options], **popen)
+        process = spawn(["-m", "voltana.live.clocks.command", *options], **popen)
         _, text = process.communicate(timeout=PATIENCE_S)
         assert process.returncode == 2, text
         assert "Traceback" not in text

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from live.clocks import access
-from live.clocks.changes import Changes, OwnerLock, undo_left_behind
-from live.clocks.device import DeviceError
-from live.clocks.simulated import SimulatedDriver
 from voltana.errors import UserError
+from voltana.live.clocks import access
+from voltana.live.clocks.changes import Changes, OwnerLock, undo_left_behind
+from voltana.live.clocks.device import DeviceError
+from voltana.live.clocks.simulated import SimulatedDriver
 
 
 @pytest.fixture

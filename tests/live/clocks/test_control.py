@@ -12,22 +12,22 @@ from typing import Any
 import pytest
 from hydra import compose, initialize_config_module
 
-from live.clocks import bench
-from live.clocks.client import ClockClient
-from live.clocks.control import NvmlControl, ObserveControl, ReplayControl, SimulatedControl, started_owner
-from live.clocks.device import GpuInfo, Reading
-from live.clocks.protocol import Applied
-from live.clocks.simulated import Load
-from live.clocks.trace import TraceWriter
-from voltana.compose import instantiate
+from tests.bench import clocks as bench
+from voltana.app.compose import instantiate
 from voltana.errors import UserError
+from voltana.live.clocks.client import ClockClient
+from voltana.live.clocks.control import NvmlControl, ObserveControl, ReplayControl, SimulatedControl, started_owner
+from voltana.live.clocks.device import GpuInfo, Reading
+from voltana.live.clocks.protocol import Applied
+from voltana.live.clocks.simulated import Load
+from voltana.live.clocks.trace import TraceWriter
 
 Go = Callable[..., Any]
 
 
 def control(*overrides: str) -> Any:
     """A control as a command would make it from the configuration."""
-    with initialize_config_module("conf", version_base="1.3"):
+    with initialize_config_module("voltana.conf", version_base="1.3"):
         parts = ["+gpu=a100_sxm4_80g", "+model=qwen3_32b", "+serving=sglang", "+seed=3"]
         return instantiate(compose(overrides=[*parts, *overrides]).control)
 
@@ -91,8 +91,8 @@ def test_the_owners_refusal_is_passed_on(tmp_path: Path) -> None:
 
 HARNESS = """
 import sys, time
-from live.clocks.client import ClockClient
-from live.clocks.control import started_owner
+from voltana.live.clocks.client import ClockClient
+from voltana.live.clocks.control import started_owner
 with started_owner([0], ["--simulate", sys.argv[1]]) as socket, ClockClient(socket, "harness") as clocks:
     print(clocks.owner_pid, socket, flush=True)
     time.sleep(60)

@@ -15,8 +15,8 @@ from typing import Any
 
 import pytest
 
-from live.clocks.client import ClockError
-from live.clocks.protocol import Applied, Refused, Slow
+from voltana.live.clocks.client import ClockError
+from voltana.live.clocks.protocol import Applied, Refused, Slow
 
 Go = Callable[..., Any]
 SOCKET = "clocks.sock"
@@ -66,8 +66,8 @@ def test_other_signals_restore_too(own: Go, standin: Any, connect: Go, tmp_path:
 
 CLIENT = """
 import pathlib, sys, threading
-from live.clocks.client import ClockClient
-from live.clocks.protocol import Applied
+from voltana.live.clocks.client import ClockClient
+from voltana.live.clocks.protocol import Applied
 done = threading.Event()
 clocks = ClockClient(pathlib.Path(sys.argv[1]), "victim", lambda event: isinstance(event, Applied) and done.set())
 clocks.own("a", [0, 1])
@@ -117,7 +117,7 @@ def test_restore_alone(own: Go, standin: Any, connect: Go, spawn: Go, tmp_path: 
     clocks = connect(tmp_path / SOCKET)
     clocks.own("a", [2])
     clocks.wait_for(Applied, clocks.set_clock("a", 1005))
-    restore = ["-m", "live.clocks.command", "--restore", "--folder", str(tmp_path)]
+    restore = ["-m", "voltana.live.clocks.command", "--restore", "--folder", str(tmp_path)]
     while_it_runs = spawn(restore, env=standin.environment)
     assert "another owner is running" in while_it_runs.communicate(timeout=20)[1]
     assert standin.locked() == [0, 0, 1005, 0]

@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from live.clocks.device import DeviceError, GpuInfo, Reading
-from live.clocks.record import record
-from live.clocks.replay import ReplayDriver, ReplayGpu
-from live.clocks.trace import TraceWriter, read_trace
 from voltana.errors import UserError
+from voltana.live.clocks.device import DeviceError, GpuInfo, Reading
+from voltana.live.clocks.record import record
+from voltana.live.clocks.replay import ReplayDriver, ReplayGpu
+from voltana.live.clocks.trace import TraceWriter, read_trace
 
 INFO = GpuInfo(0, "GPU-a", "A100", (210, 1005, 1410), 400.0, (100.0, 400.0))
 GPU_LINE = '# gpu {"gpu":0,"uuid":"GPU-a","name":"A100"}\n'

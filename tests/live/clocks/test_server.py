@@ -17,11 +17,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from live.clocks.client import ClockClient, ClockError
-from live.clocks.device import DeviceError
-from live.clocks.protocol import MAX_LINE, Applied, Changed, Lost, Refused, Slow, Superseded
-from live.clocks.simulated import Load
 from voltana.errors import UserError
+from voltana.live.clocks.client import ClockClient, ClockError
+from voltana.live.clocks.device import DeviceError
+from voltana.live.clocks.protocol import MAX_LINE, Applied, Changed, Lost, Refused, Slow, Superseded
+from voltana.live.clocks.simulated import Load
 
 Start = Callable[..., Any]
 
@@ -226,7 +226,7 @@ class TestAccess:
             if part != Path("/tmp") and part != Path("/"):
                 part.chmod(part.stat().st_mode | 0o011)
         files = ["--simulate", str(settings_file), "--folder", str(folder)]
-        spawn(["-m", "live.clocks.command", "--gpus", "0", *files, *options])
+        spawn(["-m", "voltana.live.clocks.command", "--gpus", "0", *files, *options])
         wait_until((folder / "clocks.sock").exists, "the socket")
         return folder / "clocks.sock"
 

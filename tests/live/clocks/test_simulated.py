@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from live.clocks.device import DeviceError, DeviceGroup
-from live.clocks.simulated import LEAST_CAP, SENSOR_GAIN_ERROR, Load, SimulatedDriver, SimulatedGpu
-from sim.plant import Plant
 from voltana.errors import UserError
+from voltana.live.clocks.device import DeviceError, DeviceGroup
+from voltana.live.clocks.simulated import LEAST_CAP, SENSOR_GAIN_ERROR, Load, SimulatedDriver, SimulatedGpu
+from voltana.sim.plant import Plant
 
 loads = st.one_of(
     st.just(Load()),

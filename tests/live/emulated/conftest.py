@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from live.emulated.cluster import EmulatedCluster
-from live.servers import Endpoint
-from sim.compose import compose_sim
+from voltana.live.servers import Endpoint
+from voltana.live.servers.emulated.cluster import EmulatedCluster
+from voltana.sim.run.compose import compose_sim
 
 rooms = count(1)
 Body = dict[str, Any]

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from live.emulated.calls import BadRequestError, Call, Kind, Logprobs, parse
+from voltana.live.servers.emulated.calls import BadRequestError, Call, Kind, Logprobs, parse
 
 ROOM = {"bootstrap_host": "h", "bootstrap_port": 1, "bootstrap_room": 7}
 

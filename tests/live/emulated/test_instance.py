@@ -11,12 +11,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from live.emulated.config import DecodeConfig, LinkConfig, PrefillConfig
-from live.emulated.instance import DecodeInstance, Instance, Job, PrefillInstance
-from sim.compose import compose_sim
-from sim.plant import EngineSpec, GpuSpec, ModelSpec, Plant
-from sim.run import simulate
+from voltana.live.servers.emulated.config import DecodeConfig, LinkConfig, PrefillConfig
+from voltana.live.servers.emulated.instance import DecodeInstance, Instance, Job, PrefillInstance
 from voltana.record import RunRecord
+from voltana.sim.plant import EngineSpec, GpuSpec, ModelSpec, Plant
+from voltana.sim.run.compose import compose_sim
+from voltana.sim.run.simulate import simulate
 from voltana.state import LoadSnapshot
 
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from live.emulated.cluster import EmulatedCluster
-from live.servers import Endpoint
+from voltana.live.servers import Endpoint
+from voltana.live.servers.emulated.cluster import EmulatedCluster
 
 Run = Callable[..., None]
 LONG = {"input_ids": [1] * 50, "sampling_params": {"max_new_tokens": 5000}, "stream": True}

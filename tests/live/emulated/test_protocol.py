@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from live.emulated.cluster import EmulatedCluster
+from voltana.live.servers.emulated.cluster import EmulatedCluster
 
 Run = Callable[..., None]
 CHAT = {"messages": [{"role": "user", "content": "say something"}], "max_tokens": 5}

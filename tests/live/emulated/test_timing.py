@@ -14,12 +14,12 @@ from typing import Any
 
 import pytest
 
-from live.emulated.cluster import EmulatedClocks, EmulatedCluster
-from live.emulated.config import build_plant, load_config
-from live.telemetry.message import Telemetry
-from live.telemetry.subscriber import Subscriber
-from sim.plant import EngineSpec, GpuSpec, ModelSpec, Plant
 from voltana.errors import UserError
+from voltana.live.servers.emulated.cluster import EmulatedClocks, EmulatedCluster
+from voltana.live.servers.emulated.config import build_plant, load_config
+from voltana.live.telemetry.message import Telemetry
+from voltana.live.telemetry.subscriber import Subscriber
+from voltana.sim.plant import EngineSpec, GpuSpec, ModelSpec, Plant
 
 Run = Callable[..., None]
 
@@ -148,7 +148,7 @@ def test_servers_end_with_the_process_that_started_them(sections: dict[str, Any]
     (tmp_path / "plant.json").write_text(json.dumps(sections))
     code = f"""
 import asyncio, json, pathlib
-from live.emulated.cluster import EmulatedCluster
+from voltana.live.servers.emulated.cluster import EmulatedCluster
 async def main():
     cluster = EmulatedCluster(1, 1, json.loads(pathlib.Path({str(tmp_path / "plant.json")!r}).read_text()))
     await cluster.start()

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import pytest
 
-from live.harness.energy import metered
+from voltana.live.run.energy import metered
 from voltana.record import InstanceRow, RunRecord
 
 COMMAND = Path(sys.executable).parent / "voltana-live"
@@ -161,7 +161,7 @@ def attach(start: Callable[..., Started]) -> Callable[..., Started]:
         folder = next(host.temporary.glob("voltana-emulated-*"))
         servers = {"prefill": list[str](), "decode": list[str]()}
         for role, place in (("prefill", 0), ("prefill", 1), ("decode", 0), ("decode", 1)):
-            ports = listening(host.child(f"live.emulated --config .*{role}-{place}.json"))
+            ports = listening(host.child(f"voltana.live.servers.emulated --config .*{role}-{place}.json"))
             serving = next(port for port in ports if is_healthy(port))
             bootstrap = "".join(f"bootstrap_port: {port}, " for port in ports if port != serving)
             telemetry = f"ipc://{folder / f'{role}-{place}.sock'}"

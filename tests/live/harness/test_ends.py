@@ -59,7 +59,7 @@ def test_a_killed_server_takes_only_its_requests_with_it(start: Start, checked: 
     run = start("duration_s=6", "policy=voltana")
     run.says("of 6 s:")
     run.goes_on(2)
-    os.kill(run.child("live.emulated --config .*decode-1.json"), signal.SIGKILL)
+    os.kill(run.child("voltana.live.servers.emulated --config .*decode-1.json"), signal.SIGKILL)
     ended = run.end()
     assert ended.status == 3, ended.output
     last = ended.output.strip().splitlines()[-1]
@@ -81,7 +81,7 @@ def test_without_its_client_it_ends(start: Start, checked: Checked) -> None:
     run = start("duration_s=60")
     run.says("of 60 s:")
     run.goes_on(2)
-    os.kill(run.child("live.harness.load"), signal.SIGKILL)
+    os.kill(run.child("voltana.live.run.load"), signal.SIGKILL)
     ended = run.end()
     assert ended.status == 3
     assert "the load client ended before its requests had" in ended.output

@@ -2,8 +2,8 @@
 
 import asyncio
 
-from live.harness.fleet import AttachedServers
-from live.servers import Endpoint
+from voltana.live.run.fleet import AttachedServers
+from voltana.live.servers import Endpoint
 
 HEALTHY = b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n"
 

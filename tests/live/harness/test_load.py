@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from live.harness.load import Order, Result, Stream, Timed, payload
+from voltana.live.run.load import Order, Result, Stream, Timed, payload
 
 ORDER = Order("127.0.0.1", 1, 0.0, 0.06, (100, 200), 3)
 REQUEST = Timed(7, 0.5, 12, 4)

@@ -11,11 +11,11 @@ from hydra import compose, initialize_config_module
 from hydra.errors import InstantiationException
 from rich.console import Console
 
-from live.harness.command import replay
 from tests.live.harness.conftest import SMALL_PROFILE
-from voltana.cli import explain
+from voltana.app.cli import explain
+from voltana.app.resolve import resolve
 from voltana.errors import UserError
-from voltana.resolve import resolve
+from voltana.live.run.command import replay
 
 ATTACHED = (
     "servers=attach",
@@ -34,7 +34,7 @@ FILES = {
 
 def values(*overrides: str) -> dict[str, Any]:
     settings = ("rps=20", "duration_s=3", "policy=static_max", *SMALL_PROFILE, *overrides)
-    with initialize_config_module("conf", version_base="1.3"):
+    with initialize_config_module("voltana.conf", version_base="1.3"):
         return resolve(compose("live", overrides=list(settings)))
 
 

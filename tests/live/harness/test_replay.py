@@ -8,16 +8,16 @@ from typing import Any
 
 import pytest
 
-from live.harness.command import _arriving
-from live.harness.config import LiveConfig
-from live.harness.load import Order
-from live.harness.recorder import LiveRecorder
-from live.harness.replay import Replay
-from sim.compose import compose_sim
-from traces.stream import Request
-from voltana.config import RunConfig, parse
+from voltana.app.config import RunConfig, parse
 from voltana.errors import UserError
+from voltana.live.run.command import _arriving
+from voltana.live.run.config import LiveConfig
+from voltana.live.run.load import Order
+from voltana.live.run.recorder import LiveRecorder
+from voltana.live.run.replay import Replay
+from voltana.sim.run.compose import compose_sim
 from voltana.state import Slo
+from voltana.traces.stream import Request
 
 
 class Nowhere:

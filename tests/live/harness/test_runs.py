@@ -106,7 +106,7 @@ def test_without_the_owner_of_clocks_it_ends(attach: Start, checked: Checked) ->
     run = attach("duration_s=60")
     run.says("of 60 s:")
     run.goes_on(3)
-    os.kill(run.child("live.clocks.command"), signal.SIGKILL)
+    os.kill(run.child("voltana.live.clocks.command"), signal.SIGKILL)
     ended = run.end()
     assert ended.status == 3
     assert "control: the owner of clocks is gone" in ended.output

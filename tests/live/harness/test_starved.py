@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from live.harness.starved import CLIENT_LAG_P99_MS, SERVER_LAG_P99_MS, TRANSPORT_P99_MS, starved
+from voltana.live.run.starved import CLIENT_LAG_P99_MS, SERVER_LAG_P99_MS, TRANSPORT_P99_MS, starved
 from voltana.record import RunRecord
 
 Start = Callable[..., Any]
@@ -38,7 +38,7 @@ def test_a_client_and_a_server_that_stood_still_are_told(start: Start, checked: 
     run = start("duration_s=3")
     run.says("of 3 s:")
     run.goes_on(1)
-    pids = run.child("live.harness.load"), run.child("live.emulated --config .*decode-1.json")
+    pids = run.child("voltana.live.run.load"), run.child("voltana.live.servers.emulated --config .*decode-1.json")
     for pid in pids:
         os.kill(pid, signal.SIGSTOP)
     time.sleep(0.7)

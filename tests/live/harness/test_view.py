@@ -5,8 +5,8 @@ from io import StringIO
 
 from rich.console import Console
 
-from live.harness.view import LINE_EVERY_S, View
-from live.telemetry.message import IDLE
+from voltana.live.run.view import LINE_EVERY_S, View
+from voltana.live.telemetry.message import IDLE
 
 
 class Progress:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from live.clocks.device import DeviceError, GpuDevice, GpuInfo
+from voltana.live.clocks.device import DeviceError, GpuDevice, GpuInfo
 
 
 class FakeGpu(GpuDevice):
@@ -64,7 +64,7 @@ TINY_MODEL = {
     "token_scale": 1.0,
 }
 TINY_PROFILE = {
-    "_target_": "live.profiling.run.profile_gpu",
+    "_target_": "voltana.live.profiling.torch.run.profile_gpu",
     "source": "torch",
     "device": "cpu",
     "clocks_mhz": [],

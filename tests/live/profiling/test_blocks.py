@@ -7,9 +7,9 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from live.profiling.blocks import EPSILON, Decode, Iteration, Prefill, Shard  # noqa: E402
-from live.profiling.cells import Cell  # noqa: E402
-from sim.plant import ModelSpec  # noqa: E402
+from voltana.live.profiling.cells import Cell  # noqa: E402
+from voltana.live.profiling.torch.blocks import EPSILON, Decode, Iteration, Prefill, Shard  # noqa: E402
+from voltana.sim.plant import ModelSpec  # noqa: E402
 
 Configuration = Callable[..., dict[str, Any]]
 

@@ -6,11 +6,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from live.profiling.cells import Cell, Group, Point, decode_groups, misfit, prefill_group, spread_order
-from live.profiling.measure import Measured
-from live.profiling.search import Search
-from live.profiling.settings import DecodeCells, PrefillCells
-from voltana.ecopred import decode_bin
+from voltana.live.profiling.cells import Cell, Group, Point, decode_groups, misfit, prefill_group, spread_order
+from voltana.live.profiling.search import Search
+from voltana.live.profiling.torch.measure import Measured
+from voltana.live.profiling.torch.settings import DecodeCells, PrefillCells
+from voltana.prediction.ecopred import decode_bin
 
 contexts = st.tuples(st.integers(1, 300), st.integers(0, 3000)).map(lambda pair: (pair[0], pair[0] + pair[1]))
 

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-import sim.commands
-from voltana.profile import read_profile
+import voltana.sim.run.commands
+from voltana.prediction.profile import read_profile
 
 TINY = (
     "model.layers=2",
@@ -31,7 +31,7 @@ def profile(monkeypatch: pytest.MonkeyPatch, folder: Path, *arguments: str) -> i
     monkeypatch.chdir(folder)
     monkeypatch.setattr(sys, "argv", ["voltana-profile", *arguments])
     try:
-        sim.commands.profile()
+        voltana.sim.run.commands.profile()
     except SystemExit as stop:
         return int(stop.code or 0)
     return 0

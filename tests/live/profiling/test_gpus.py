@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from live.clocks.control import ReplayControl
-from live.profiling.served_command import _owned
 from voltana.errors import UserError
+from voltana.live.clocks.control import ReplayControl
+from voltana.live.profiling.served.command import _owned
 
 RECORDING = """# gpu {"gpu":0,"uuid":"GPU-a","name":"A100","clocks_mhz":[1005,1410]}
 time_s,gpu,power_w,energy_j,clock_mhz

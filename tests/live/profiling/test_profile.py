@@ -9,17 +9,17 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from live.profiling.device import Cpu  # noqa: E402
-from live.profiling.measure import Bench, through  # noqa: E402
-from live.profiling.roofline import Rates  # noqa: E402
-from live.profiling.run import Profile, profile_gpu  # noqa: E402
-from live.profiling.settings import Settings  # noqa: E402
-from live.profiling.show import Show  # noqa: E402
-from sim.plant import EngineSpec, ModelSpec  # noqa: E402
-from voltana.ecopred import EcoPred  # noqa: E402
 from voltana.errors import UserError  # noqa: E402
-from voltana.fitting import fit_ecopred  # noqa: E402
-from voltana.profile import read_profile  # noqa: E402
+from voltana.live.profiling.show import Show  # noqa: E402
+from voltana.live.profiling.torch.device import Cpu  # noqa: E402
+from voltana.live.profiling.torch.measure import Bench, through  # noqa: E402
+from voltana.live.profiling.torch.roofline import Rates  # noqa: E402
+from voltana.live.profiling.torch.run import Profile, profile_gpu  # noqa: E402
+from voltana.live.profiling.torch.settings import Settings  # noqa: E402
+from voltana.prediction.ecopred import EcoPred  # noqa: E402
+from voltana.prediction.fit import fit_ecopred  # noqa: E402
+from voltana.prediction.profile import read_profile  # noqa: E402
+from voltana.sim.plant import EngineSpec, ModelSpec  # noqa: E402
 
 Configuration = Callable[..., dict[str, Any]]
 QUICK = {"window_s": 0.001, "windows": [2, 2], "tolerance": 1.0}
@@ -59,7 +59,7 @@ def test_a_table_a_report_and_a_line_per_cell(
 def test_energy_and_clocks(
     configuration: Configuration, fake_gpu: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("live.profiling.run.IDLE_S", 0.1)
+    monkeypatch.setattr("voltana.live.profiling.torch.run.IDLE_S", 0.1)
     gpu, out = fake_gpu(power_w=250.0), tmp_path / "mine.csv"
     values = configuration({"tp": 2}, clocks_mhz=[1410, 1005], window_s=0.15, windows=[2, 2], budget_s=0.3)
     values["profile"]["decode"] = {"max_batch": 4, "tokens_per_request": [4, 32], "samples": 5}
@@ -86,7 +86,7 @@ def test_without_the_privilege_the_clock_in_force_is_measured(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("live.profiling.run.IDLE_S", 0.1)
+    monkeypatch.setattr("voltana.live.profiling.torch.run.IDLE_S", 0.1)
     gpu = fake_gpu(privileged=False)
     take(configuration(clocks_mhz=[1005, 1410], budget_s=0.1, **QUICK), tmp_path / "mine.csv", gpu)
     assert len({s.clock_mhz for s in read_profile(tmp_path / "mine.csv")}) == 1
@@ -135,7 +135,7 @@ def test_a_journal_of_something_else_is_refused(configuration: Configuration, tm
 def test_a_cell_below_its_floor_is_an_error_and_not_in_the_table(
     configuration: Configuration, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("live.profiling.run.measure_rates", lambda *_: Rates(1e3, 1e7))
+    monkeypatch.setattr("voltana.live.profiling.torch.run.measure_rates", lambda *_: Rates(1e3, 1e7))
     out = tmp_path / "mine.csv"
     with pytest.raises(UserError, match="faster than memory and arithmetic allow"):
         profile_gpu(configuration(budget_s=0.05, **QUICK), out)
@@ -160,7 +160,7 @@ def test_fewer_layers_are_held_where_memory_is_short(
     configuration: Configuration, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     values = configuration({"layers": 8}, budget_s=0.05, **QUICK)
-    monkeypatch.setattr("live.profiling.run.CPU_GEMM", 16)
+    monkeypatch.setattr("voltana.live.profiling.torch.run.CPU_GEMM", 16)
     monkeypatch.setattr(Cpu, "free_bytes", lambda self: 60_000)
     with pytest.raises(UserError, match=r"profile\.device: found .* GiB free, allowed: "):
         profile_gpu(values, tmp_path / "none.csv")

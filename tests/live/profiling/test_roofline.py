@@ -2,10 +2,10 @@
 
 import pytest
 
-from live.profiling.blocks import Shapes
-from live.profiling.cells import Cell
-from live.profiling.roofline import Rates, floor
-from sim.plant import ModelSpec
+from voltana.live.profiling.cells import Cell
+from voltana.live.profiling.torch.blocks import Shapes
+from voltana.live.profiling.torch.roofline import Rates, floor
+from voltana.sim.plant import ModelSpec
 
 LLAMA = ModelSpec("llama", 32, 4096, 14336, 32, 8, 128, 128256, 1, {"ttft_ms": 600, "itl_ms": 60}, 0.8)
 RATES = Rates(bytes_per_s=2e12, flop_per_s=300e12)

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from live.profiling.sensor import NoPrivilegeError, Watch, check_clocks, describe, find_gpu, locked
 from voltana.errors import UserError
+from voltana.live.profiling.torch.sensor import NoPrivilegeError, Watch, check_clocks, describe, find_gpu, locked
 
 
 def busy(seconds: float) -> None:

@@ -14,19 +14,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from live.emulated.cluster import EmulatedCluster
-from live.profiling.gpus import EmulatedGpus, Meter
-from live.profiling.iterations import Iteration, Iterations
-from live.profiling.served import mean_power_w, trimmed
-from live.profiling.served_run import ServedProfile, profile_pair
-from live.profiling.served_settings import ServedSettings
-from live.telemetry.message import IDLE, Telemetry
-from live.telemetry.subscriber import Subscriber
-from sim.compose import compose_sim
-from sim.plant import EngineSpec, GpuSpec, ModelSpec, Plant
 from voltana.errors import UserError
-from voltana.fitting import fit_ecopred
-from voltana.profile import Sample, read_profile
+from voltana.live.profiling.served.gpus import EmulatedGpus, Meter
+from voltana.live.profiling.served.iterations import Iteration, Iterations
+from voltana.live.profiling.served.measure import mean_power_w, trimmed
+from voltana.live.profiling.served.run import ServedProfile, profile_pair
+from voltana.live.profiling.served.settings import ServedSettings
+from voltana.live.servers.emulated.cluster import EmulatedCluster
+from voltana.live.telemetry.message import IDLE, Telemetry
+from voltana.live.telemetry.subscriber import Subscriber
+from voltana.prediction.fit import fit_ecopred
+from voltana.prediction.profile import Sample, read_profile
+from voltana.sim.plant import EngineSpec, GpuSpec, ModelSpec, Plant
+from voltana.sim.run.compose import compose_sim
 
 CLOCKS_MHZ = (1005, 1410)
 QUICK = {

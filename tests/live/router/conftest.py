@@ -15,10 +15,10 @@ from typing import Any
 import pytest
 import uvloop
 
-from live.router.fleet import Backend
-from live.router.server import RouterServer
-from live.router.settings import RouterSettings
-from voltana.routing import RoundRobin
+from voltana.live.router.fleet import Backend
+from voltana.live.router.server import RouterServer
+from voltana.live.router.settings import RouterSettings
+from voltana.policies.balancers import RoundRobin
 
 TIMEOUT_S = 20.0
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from live.router.bench.measure import Bench, Load, contenders, cpu_s
+from tests.bench.router.measure import Bench, Load, contenders, cpu_s
 from voltana.errors import UserError
 
 needs_compiler = pytest.mark.skipif(shutil.which("cc") is None, reason="needs a C compiler")

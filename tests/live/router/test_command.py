@@ -13,7 +13,7 @@ import pytest
 async def start(*arguments: str) -> asyncio.subprocess.Process:
     pipe = asyncio.subprocess.PIPE
     return await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "live.router", *arguments, stdout=pipe, stderr=pipe
+        sys.executable, "-m", "voltana.live.router", *arguments, stdout=pipe, stderr=pipe
     )
 
 
@@ -59,7 +59,7 @@ async def test_bad_input_is_one_line(arguments: list[str], told: str) -> None:
 
 
 async def test_ecoroute_routes(cluster: Any, tmp_path: Path) -> None:
-    from voltana.ecopred import BIN_ENDS, EcoPred, Line, Plane
+    from voltana.prediction.ecopred import BIN_ENDS, EcoPred, Line, Plane
 
     planes = (Plane(0.005, 1e-4, 1e-8),) * len(BIN_ENDS)
     predictor = EcoPred((1005, 1410), (Line(0.01, 1e-4),) * 2, (planes,) * 2)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from voltana.routing import RoundRobin
+from voltana.policies.balancers import RoundRobin
 
 STREAM = {"text": "hello", "stream": True}
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from live.router.http1 import Framing, ProtocolError, chunk_size, parse_response_head
+from voltana.live.router.http1 import Framing, ProtocolError, chunk_size, parse_response_head
 
 BODY = {"text": "hello", "stream": True}
 RAW = json.dumps(BODY).encode()

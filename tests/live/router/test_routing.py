@@ -7,14 +7,14 @@ from typing import Any, cast
 
 import pytest
 
-from live.router.accounts import Account
-from live.router.core import Core
-from live.router.fleet import Backend, Group
-from live.router.server import RouterServer
-from live.router.settings import RouterSettings
 from voltana.dispatch import Dispatcher
 from voltana.errors import UserError
-from voltana.routing import RoundRobin
+from voltana.live.router.accounts import Account
+from voltana.live.router.core import Core
+from voltana.live.router.fleet import Backend, Group
+from voltana.live.router.server import RouterServer
+from voltana.live.router.settings import RouterSettings
+from voltana.policies.balancers import RoundRobin
 from voltana.state import InstanceLoad, LoadSnapshot, RequestInfo
 
 PATHS = ("/generate", "/v1/completions", "/v1/chat/completions")

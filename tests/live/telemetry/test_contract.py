@@ -15,8 +15,8 @@ from types import ModuleType, SimpleNamespace
 import msgspec
 import pytest
 
-from live.telemetry import forward_pass
-from live.telemetry.sglang_plugin import HEALTH_CHECK, SCHEDULER, USES, SchedulerTap
+from voltana.live.telemetry import forward_pass
+from voltana.live.telemetry.sglang_plugin import HEALTH_CHECK, SCHEDULER, USES, SchedulerTap
 
 PINNED = "0.5.23"
 

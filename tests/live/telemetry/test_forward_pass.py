@@ -5,8 +5,8 @@ from typing import Any
 import msgspec
 import pytest
 
-from live.telemetry.forward_pass import ForwardPassDecoder
-from live.telemetry.message import WrongMessageError
+from voltana.live.telemetry.forward_pass import ForwardPassDecoder
+from voltana.live.telemetry.message import WrongMessageError
 
 
 def metrics(counter: int, wall_time: float = 0.02, **changes: Any) -> list[bytes]:

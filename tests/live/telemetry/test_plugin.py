@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from live.telemetry.bench import LIMIT_US, Mode, Request, measure, scheduler
-from live.telemetry.sglang_plugin import EXACT, Queue, SchedulerTap, activate, queues, weigh
-from live.telemetry.subscriber import Subscriber
+from tests.bench.telemetry import LIMIT_US, Mode, Request, measure, scheduler
+from voltana.live.telemetry.sglang_plugin import EXACT, Queue, SchedulerTap, activate, queues, weigh
+from voltana.live.telemetry.subscriber import Subscriber
 from voltana.state import LoadSnapshot
 
 
@@ -191,6 +191,6 @@ def test_the_hook_is_cheap() -> None:
 
 def test_the_plugin_imports_nothing_heavy() -> None:
     heavy = "{'numpy', 'pandas', 'torch', 'scipy', 'pyarrow', 'hydra', 'pydantic', 'sim', 'simpy', 'asyncio'}"
-    code = f"import sys, live.telemetry.sglang_plugin; print(sorted({heavy} & set(sys.modules)))"
+    code = f"import sys, voltana.live.telemetry.sglang_plugin; print(sorted({heavy} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
     assert done.stdout.strip() == "[]"

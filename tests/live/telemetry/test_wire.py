@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from live.telemetry.message import VERSION, Clock, Message, Telemetry, WrongMessageError, decode, encode
-from live.telemetry.publisher import HIGH_WATER_MARK, Publisher
-from live.telemetry.subscriber import Source, Subscriber
+from voltana.live.telemetry.message import VERSION, Clock, Message, Telemetry, WrongMessageError, decode, encode
+from voltana.live.telemetry.publisher import HIGH_WATER_MARK, Publisher
+from voltana.live.telemetry.subscriber import Source, Subscriber
 
 counts = st.integers(0, 2**40)
 seconds = st.floats(0, 1e9)

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from voltana.errors import UserError
-from voltana.rivals.agft import Agft, Arm, Standardiser
+from voltana.policies.agft import Agft, Arm, Standardiser
 from voltana.state import LoadSnapshot, Phase, Slo
 
 CLOCKS = tuple(range(210, 1411, 15))

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from voltana.ecopred import BIN_ENDS, EcoPred, Line, Plane
 from voltana.errors import UserError
-from voltana.rivals.dualscale import LEVELS_MHZ, DualScaleDecode, DualScalePrefill
+from voltana.policies.dualscale import LEVELS_MHZ, DualScaleDecode, DualScalePrefill
+from voltana.prediction.ecopred import BIN_ENDS, EcoPred, Line, Plane
 from voltana.state import Decision, LoadSnapshot, RequestView, Slo
 
 CLOCKS = tuple(range(210, 1411, 15))

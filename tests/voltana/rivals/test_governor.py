@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from voltana.errors import UserError
-from voltana.rivals.governor import Governor
+from voltana.policies.governor import Governor
 from voltana.state import Decision, LoadSnapshot
 
 BUSY = LoadSnapshot(10.0, 210, 4, 100, 0, 0, 0.0, 0.0, 0, 0)

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from voltana.ecopred import BIN_ENDS, EcoPred, Line, Plane
 from voltana.errors import UserError
-from voltana.rivals.greenllm import GreenLlmDecode, GreenLlmPrefill, percentile, sustained_tokens_per_s
+from voltana.policies.greenllm import GreenLlmDecode, GreenLlmPrefill, percentile, sustained_tokens_per_s
+from voltana.prediction.ecopred import BIN_ENDS, EcoPred, Line, Plane
 from voltana.state import Decision, LoadSnapshot, Slo
 
 CLOCKS = tuple(range(210, 1411, 15))

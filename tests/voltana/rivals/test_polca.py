@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from voltana.errors import UserError
-from voltana.rivals.polca import Polca
+from voltana.policies.polca import Polca
 from voltana.state import LoadSnapshot, Phase
 
 CLOCKS = tuple(range(210, 1411, 15))

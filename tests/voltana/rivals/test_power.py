@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from voltana.errors import UserError
-from voltana.rivals.power import CubicPower
+from voltana.policies.power_model import CubicPower
 
 CLOCKS = tuple(range(210, 1411, 15))
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from voltana.errors import UserError
-from voltana.rivals.power_cap import ClockWindow, PowerCap
+from voltana.policies.power_cap import ClockWindow, PowerCap
 from voltana.state import Decision, LoadSnapshot, Slo
 
 CLOCKS = tuple(range(210, 1411, 15))

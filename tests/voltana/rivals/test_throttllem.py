@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from voltana.ecopred import BIN_ENDS, EcoPred, Line, Plane
 from voltana.errors import UserError
-from voltana.rivals.throttllem import Projection, ThrottLLeM
+from voltana.policies.throttllem import Projection, ThrottLLeM
+from voltana.prediction.ecopred import BIN_ENDS, EcoPred, Line, Plane
 from voltana.state import LoadSnapshot, Phase, RequestView, Slo
 
 CLOCKS = tuple(range(210, 1411, 15))

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from voltana.ecopred import BIN_ENDS, EcoPred, Line, Plane
 from voltana.errors import UserError
-from voltana.rivals.window import Window
+from voltana.policies.dynamollm import Window
+from voltana.prediction.ecopred import BIN_ENDS, EcoPred, Line, Plane
 from voltana.state import LoadSnapshot, Phase, Slo
 
 CLOCKS = tuple(range(210, 1411, 15))

@@ -1,0 +1,1 @@
+"""Profiling servers that run, by their telemetry."""

@@ -1,0 +1,1 @@
+"""Profiling a real GPU with nothing but torch."""

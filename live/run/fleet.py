@@ -1,0 +1,296 @@
+"""The servers of a live run, by the choices of `conf/servers/`: emulated, sglang, attach."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, Protocol
+from urllib.parse import urlsplit
+
+from voltana import checks
+from voltana.errors import UserError
+from voltana.live.run.config import LiveConfig, gpu_groups, of_section
+from voltana.live.servers import Endpoint, Role, Servers
+from voltana.live.servers.emulated.cluster import EmulatedCluster
+from voltana.live.servers.sglang.environment import Environment
+from voltana.live.servers.sglang.flags import Device
+from voltana.live.servers.sglang.launch import SglangServers, is_healthy
+from voltana.sim.plant.build import build_plant, kv_tokens
+
+OnExit = Callable[[str, str], None]
+WATCH_EVERY_S = 1.0
+
+
+class Fleet(Protocol):
+    """One way to have servers.
+
+    Attributes:
+        emulated: whether the servers are simulated GPUs themselves.
+    """
+
+    emulated: bool
+
+    def servers(self, config: LiveConfig, folder: Path, on_exit: OnExit) -> Servers:
+        """The servers, not started yet.
+
+        Args:
+            config: of the run.
+            folder: of its record; logs go there.
+            on_exit: called with name and message when a server ends that should not.
+
+        Raises:
+            UserError: a bad setting.
+        """
+        ...
+
+    def gpus(self, config: LiveConfig) -> dict[str, list[int]]:
+        """The GPUs of each instance, prefill first.
+
+        Raises:
+            UserError: a bad setting.
+        """
+        ...
+
+
+class EmulatedFleet:
+    """Emulated servers, started with the run.
+
+    Args:
+        stream_interval: tokens per chunk of a stream, after the first.
+    """
+
+    emulated = True
+
+    def __init__(self, *, stream_interval: int = 1) -> None:
+        self._settings = {"stream_interval": stream_interval}
+
+    def servers(self, config: LiveConfig, folder: Path, on_exit: OnExit) -> EmulatedCluster:
+        """See `Fleet`."""
+        serving, cluster = config.serving, config.cluster
+        plant = {"gpu": config.gpu, "model": config.model, "engine": serving.engine}
+        decode = serving.decode.model_dump()
+        decode["kv_tokens"] = None if decode["kv_tokens"] == "auto" else decode["kv_tokens"]
+        settings = {
+            **self._settings,
+            "settle_s": config.actuation.settle_s,
+            "prefill": serving.prefill.model_dump(),
+            "decode": decode,
+            "link": cluster.link.model_dump(),
+        }
+        kv_tokens(config, build_plant(config))
+        servers = EmulatedCluster(cluster.prefill_instances, cluster.decode_instances, plant, settings, on_exit)
+        with of_section("servers"):
+            servers.check()
+        return servers
+
+    def gpus(self, config: LiveConfig) -> dict[str, list[int]]:
+        """See `Fleet`."""
+        return gpu_groups(None, names_of(config), _tp(config))
+
+
+class SglangFleet:
+    """Stock SGLang servers, started with the run.
+
+    Args:
+        environment: a folder made by `python -m voltana.live.servers.sglang.environment`: its interpreter and its tiny
+            model.
+        python: or the interpreter of another environment with SGLang and this project.
+        model: folder or name of the model; None: the tiny one of the environment.
+        device: cpu or cuda.
+        gpus: indices of the GPUs of each server, prefill first; None: in order.
+        flags, role_flags: changes to the servers' flags.
+        variables: further environment variables.
+        logs: folder for the servers' logs; None: the run's own.
+        start_timeout_s, stop_timeout_s: see `SglangServers`.
+    """
+
+    emulated = False
+
+    def __init__(
+        self,
+        *,
+        environment: str | None = None,
+        python: str | None = None,
+        model: str | None = None,
+        device: Device = "cpu",
+        gpus: list[list[int]] | None = None,
+        flags: Mapping[str, Any] | None = None,
+        role_flags: Mapping[Role, Mapping[str, Any]] | None = None,
+        variables: Mapping[str, str] | None = None,
+        logs: str | None = None,
+        start_timeout_s: float = 900.0,
+        stop_timeout_s: float = 20.0,
+    ) -> None:
+        made = None if environment is None else Environment(Path(environment).absolute())
+        if python is None and made is None:
+            raise UserError(
+                "servers.environment: found null, allowed: a folder made by "
+                "python -m voltana.live.servers.sglang.environment, or give servers.python and servers.model"
+            )
+        if model is None and made is None:
+            raise UserError("servers.model: found null, allowed: folder or name of a model")
+        self._python = made.python if python is None and made is not None else Path(str(python))
+        self._model = str(made.model if model is None and made is not None else model)
+        self._device: Device = device
+        self._gpus = gpus
+        self._options = {
+            "flags": flags or {},
+            "role_flags": role_flags or {},
+            "environment": variables or {},
+            "start_timeout_s": checks.number("servers.start_timeout_s", start_timeout_s, above=0),
+            "stop_timeout_s": checks.number("servers.stop_timeout_s", stop_timeout_s, above=0),
+        }
+        self._logs = logs
+
+    def servers(self, config: LiveConfig, folder: Path, on_exit: OnExit) -> SglangServers:
+        """See `Fleet`."""
+        groups = list(self.gpus(config).values())
+        servers = SglangServers(
+            self._python,
+            self._model,
+            prefill=config.cluster.prefill_instances,
+            decode=config.cluster.decode_instances,
+            device=self._device,
+            gpus=groups if self._device == "cuda" else (),
+            folder=folder / "logs" if self._logs is None else Path(self._logs),
+            on_exit=on_exit,
+            **self._options,  # type: ignore[arg-type]
+        )
+        with of_section("servers"):
+            servers.check()
+        return servers
+
+    def gpus(self, config: LiveConfig) -> dict[str, list[int]]:
+        """See `Fleet`."""
+        return gpu_groups(self._gpus, names_of(config), _tp(config))
+
+
+class AttachedFleet:
+    """Servers that run already, neither started nor stopped.
+
+    Args:
+        prefill: a mapping each: url, bootstrap_port, telemetry.
+        decode: a mapping each: url, telemetry.
+        gpus: indices of the GPUs of each server, prefill first; None: in order.
+        wait_s: time they get to be healthy.
+    """
+
+    emulated = False
+
+    def __init__(
+        self,
+        *,
+        prefill: Sequence[Mapping[str, Any]],
+        decode: Sequence[Mapping[str, Any]],
+        gpus: list[list[int]] | None = None,
+        wait_s: float = 60.0,
+    ) -> None:
+        self._endpoints = [
+            *(attached_endpoint("prefill", place, each) for place, each in enumerate(prefill)),
+            *(attached_endpoint("decode", place, each) for place, each in enumerate(decode)),
+        ]
+        self._gpus = gpus
+        self._wait_s = checks.number("servers.wait_s", wait_s, low=0)
+
+    def servers(self, config: LiveConfig, folder: Path, on_exit: OnExit) -> AttachedServers:
+        """See `Fleet`."""
+        found = {role: sum(each.role == role for each in self._endpoints) for role in ("prefill", "decode")}
+        for role, wanted in (
+            ("prefill", config.cluster.prefill_instances),
+            ("decode", config.cluster.decode_instances),
+        ):
+            if found[role] != wanted:
+                asked = f"cluster.{role}_instances = {wanted}"
+                raise UserError(f"servers.{role}: found {found[role]} servers, allowed: {wanted}, since {asked}")
+        return AttachedServers(self._endpoints, self._wait_s, on_exit)
+
+    def gpus(self, config: LiveConfig) -> dict[str, list[int]]:
+        """See `Fleet`."""
+        return gpu_groups(self._gpus, names_of(config), _tp(config))
+
+
+class AttachedServers:
+    """Servers of somebody else."""
+
+    def __init__(self, endpoints: Sequence[Endpoint], wait_s: float, on_exit: OnExit) -> None:
+        self.endpoints: dict[str, Endpoint] = {each.name: each for each in endpoints}
+        self._wait_s = wait_s
+        self._on_exit = on_exit
+        self._watches: list[asyncio.Task[None]] = []
+
+    def of(self, role: Role) -> list[Endpoint]:
+        """The servers of a role."""
+        return [each for each in self.endpoints.values() if each.role == role]
+
+    async def start(self) -> None:
+        """Wait until all are healthy; see `Servers`."""
+        await asyncio.gather(*map(self._healthy, self.endpoints.values()))
+        self._watches = [asyncio.create_task(self._watch(each)) for each in self.endpoints.values()]
+
+    async def _watch(self, endpoint: Endpoint) -> None:
+        """A server that takes no connection any more is gone; one that is slow to answer is not."""
+        while True:
+            await asyncio.sleep(WATCH_EVERY_S)
+            try:
+                _, writer = await asyncio.open_connection(endpoint.host, endpoint.port)
+                writer.close()
+            except OSError as error:
+                self._on_exit(endpoint.name, f"it takes no connection at {endpoint.url} any more ({error.strerror})")
+                return
+
+    async def _healthy(self, endpoint: Endpoint) -> None:
+        until_s = time.monotonic() + self._wait_s
+        while not await is_healthy(endpoint.host, endpoint.port):
+            if time.monotonic() > until_s:
+                raise UserError(f"{endpoint.name}: {endpoint.url} is not healthy after {self._wait_s:g} s")
+            await asyncio.sleep(0.2)
+
+    async def stop(self) -> None:
+        """Look after them no longer; they are not ours to stop."""
+        for watch in self._watches:
+            watch.cancel()
+        await asyncio.gather(*self._watches, return_exceptions=True)
+
+
+def attached_endpoint(
+    role: Literal["prefill", "decode"], place: int, found: object, key: str | None = None
+) -> Endpoint:
+    """A server that runs already.
+
+    Args:
+        role: what it does.
+        place: its number among those.
+        found: a mapping: url, telemetry, and bootstrap_port of a prefill server.
+        key: where the mapping stands in the configuration; None: where `AttachedFleet` has it.
+
+    Raises:
+        UserError: the mapping or a value in it is not that.
+    """
+    key = key or f"servers.{role}.{place}"
+    known = {"url", "telemetry"} | ({"bootstrap_port"} if role == "prefill" else set())
+    if not isinstance(found, Mapping) or set(found) != known:
+        raise UserError(f"{key}: found {found!r}, allowed: a mapping with {', '.join(sorted(known))}")
+    try:
+        url = urlsplit(str(found["url"]))
+        host, port = url.hostname, url.port
+    except ValueError:
+        host = port = None
+    if host is None or port is None:
+        raise UserError(f"{key}.url: found {found['url']!r}, allowed: http://HOST:PORT")
+    bootstrap = int(checks.number(f"{key}.bootstrap_port", found["bootstrap_port"], low=1)) if role == "prefill" else 0
+    telemetry = str(found["telemetry"])
+    if not telemetry.startswith(("ipc://", "tcp://")):
+        raise UserError(f"{key}.telemetry: found {telemetry!r}, allowed: ipc:///PATH or tcp://HOST:PORT")
+    return Endpoint(f"{role}-{place}", role, host, port, bootstrap, telemetry)
+
+
+def names_of(config: LiveConfig) -> list[str]:
+    """The names of the instances, prefill first."""
+    counts = (("prefill", config.cluster.prefill_instances), ("decode", config.cluster.decode_instances))
+    return [f"{role}-{number}" for role, count in counts for number in range(count)]
+
+
+def _tp(config: LiveConfig) -> int:
+    return int(checks.number("model.tp", config.model.get("tp", 1), low=1))

@@ -1,0 +1,412 @@
+"""A live run: clocks, policies, record, servers, router, replay; in this order, ended in the reverse one.
+
+What can be refused is refused before servers, which may take minutes to start.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+import signal
+import socket
+import time
+from collections.abc import AsyncIterator, Coroutine, Iterator, Mapping
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from voltana.app.bundle import Bundle, Offers, build_bundle
+from voltana.app.compose import instantiate
+from voltana.errors import PolicyError, RunError, UserError
+from voltana.live.clocks.control import Control, NvmlControl, ObserveControl, SimulatedControl
+from voltana.live.controller import Controller
+from voltana.live.router.command import tune_gc
+from voltana.live.router.fleet import Backend
+from voltana.live.router.server import RouterServer
+from voltana.live.run.config import LiveConfig, router_settings
+from voltana.live.run.fleet import Fleet, names_of
+from voltana.live.run.gpus import EmulatedGpus, Gpus, OwnedGpus
+from voltana.live.run.load import Order
+from voltana.live.run.recorder import LiveRecorder
+from voltana.live.run.replay import CLIENT_GONE, ClientLostError, Replay
+from voltana.live.run.starved import starved
+from voltana.live.run.view import View
+from voltana.live.servers import Endpoint, Servers
+from voltana.live.telemetry.message import Telemetry
+from voltana.live.telemetry.subscriber import Subscriber
+from voltana.prediction.cache import AUTO, load_predictor, predictor_file
+from voltana.prediction.ecopred import EcoPred
+from voltana.record import RecordWriter, claim
+from voltana.record.provenance import dependencies, provenance
+from voltana.sim.plant.build import build_plant, gpus_per_host, kv_tokens
+from voltana.state import LoadSnapshot
+from voltana.traces.build import build_requests, foreseen
+
+logger = logging.getLogger("voltana.live")
+
+LEAD_S = 1.0
+"""From all being ready to second 0: time for the client to come up."""
+HEAR_S = 15.0
+"""Every server must publish telemetry within so long; idle ones do so every second."""
+SHOW_EVERY_S = 0.5
+RECORD_EVERY_S = 2.0
+"""What the instances did is handed to the writer this often."""
+
+
+@dataclass
+class _Happened:
+    """What went wrong meanwhile."""
+
+    ended: dict[str, str] = field(default_factory=dict)
+    """Servers that ended by themselves, and how."""
+    lost: str = ""
+    """Why the owner of clocks is gone."""
+    wrong: Exception | None = None
+    """The first that a policy raised or answered wrongly."""
+
+    def check(self, client_lost: bool) -> None:
+        """Raise `RunError` if the record does not reach to the end of the requests."""
+        if self.lost:
+            raise RunError(f"control: the owner of clocks is gone ({self.lost}); the record ends there")
+        if client_lost:
+            raise RunError(f"{CLIENT_GONE} before its requests had; the record ends there")
+
+
+class LiveRun:
+    """One run.
+
+    Args:
+        config: checked.
+        values: the same as plain values, for the record.
+        folder: of the record.
+        view: shows how it goes.
+        overwrite: whether the finished record of another configuration may be replaced.
+        sweep: which sweep the run belongs to (`voltana.app.sweeps`).
+    """
+
+    def __init__(
+        self,
+        config: LiveConfig,
+        values: Mapping[str, Any],
+        folder: Path,
+        view: View,
+        *,
+        overwrite: bool = False,
+        sweep: Mapping[str, Any] | None = None,
+    ) -> None:
+        self._config = config
+        self._values = values
+        self._folder = folder
+        self._view = view
+        self._overwrite = overwrite
+        self._sweep = sweep
+        self._predictor_file: Path | None = None
+        self._plant = build_plant(config)
+        self._names = names_of(config)
+        self._fleet: Fleet = instantiate(config.servers)
+        self._control: Control = instantiate(config.control)
+        self._settings = router_settings(config.router)
+        self._requests = build_requests(config)
+        self._happened = _Happened()
+        self._gpus: Gpus | None = None
+        self._stop = asyncio.Event()
+        self._replaying = False
+        self._loads: dict[str, LoadSnapshot] = {}
+        if self._fleet.emulated and not isinstance(self._control, SimulatedControl | ObserveControl):
+            raise UserError("control: emulated servers are their own GPUs, allowed: simulated, observe")
+
+    async def run(self) -> dict[str, Any]:
+        """Do it all; return the summary.
+
+        Raises:
+            UserError: something in the configuration is wrong, or a part could not be started.
+            PolicyError: a policy raised or answered what is not allowed; what had happened is in the record.
+            RunError: the owner of clocks or the load client was lost; what had happened is in the record.
+            KeyboardInterrupt: it was interrupted; what had happened is in the record.
+        """
+        task = asyncio.current_task()
+        assert task is not None
+        with self._signals(task):
+            try:
+                return await self._run()
+            except asyncio.CancelledError:
+                raise KeyboardInterrupt from None
+
+    @contextmanager
+    def _signals(self, task: asyncio.Task[Any]) -> Iterator[None]:
+        """SIGINT and SIGTERM end the replay; before and after it, and the second time, whatever goes on."""
+
+        def stop() -> None:
+            if self._replaying and not self._stop.is_set():
+                self._stop.set()
+            else:
+                task.cancel()
+
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, stop)
+        try:
+            yield
+        finally:
+            for number in (signal.SIGINT, signal.SIGTERM):
+                loop.remove_signal_handler(number)
+
+    async def _run(self) -> dict[str, Any]:
+        async with AsyncExitStack() as stack:
+            self._check_requests()
+            check_address(self._settings.host, self._settings.port)
+            servers = self._fleet.servers(self._config, self._folder, self._server_ended)
+            gpus = self._gpus = self._build_gpus()
+            stack.push_async_callback(gpus.close)
+            await gpus.open()
+            bundle = self._bundle(gpus)
+            controllers = [*bundle.prefill_controllers, *bundle.decode_controllers]
+            gpus.often = any(getattr(part, "reads_power", False) for part in controllers)
+            subscriber = stack.enter_context(Subscriber())
+            clocks_mhz = list(gpus.clocks_mhz) or list(self._plant.gpu.clocks())
+            parts = dict(zip(self._names, controllers, strict=True))
+            controller = Controller(
+                parts,
+                gpus,
+                subscriber,
+                blind_mhz=clocks_mhz[-1],
+                power_w=gpus.power_w,
+                on_error=self._policy_failed,
+            )
+            record = stack.enter_context(ExitStack())
+            writer = self._writer(record)
+            stack.push_async_callback(servers.stop)
+            self._view.say("starting servers")
+            await servers.start()
+            await gpus.attach([*servers.of("prefill"), *servers.of("decode")])
+            stack.push_async_callback(gpus.close)
+            await self._connect(servers, gpus, controller, subscriber, clocks_mhz[-1])
+            stack.callback(controller.stop)
+            summary = await self._measure(stack, servers, gpus, bundle, subscriber, controller, writer)
+            record.close()
+            return summary
+
+    def _writer(self, stack: ExitStack) -> RecordWriter:
+        values, folder = self._values, self._folder
+        about = provenance("live", dependencies("live", values, self._predictor_file), self._sweep)
+        claimed = stack.enter_context(claim(folder, values, overwrite=self._overwrite))
+        return stack.enter_context(RecordWriter(folder, values, provenance=about, claimed=claimed))
+
+    def _check_requests(self) -> None:
+        """Read all requests once."""
+        foreseen(self._config)
+
+    def _server_ended(self, name: str, message: str) -> None:
+        self._happened.ended[name] = message
+        if self._gpus is not None:
+            self._gpus.ended(name)
+        self._view.say(f"{name} ended: {message}")
+
+    def _policy_failed(self, error: Exception) -> None:
+        if self._happened.wrong is None:
+            self._happened.wrong = error
+            self._stop.set()
+
+    def _check_policies(self) -> None:
+        if self._happened.wrong is not None:
+            with PolicyError.of(f"run {self._folder}"):
+                raise self._happened.wrong
+
+    # Parts
+
+    def _build_gpus(self) -> Gpus:
+        config, plant = self._config, self._plant
+        drives = not isinstance(self._control, ObserveControl)
+        if self._fleet.emulated:
+            limits = (plant.gpu.power_limit_min_w, plant.gpu.power_limit_w)
+            return EmulatedGpus(
+                self._names,
+                plant.gpu.clocks(),
+                limits,
+                config.actuation,
+                plant.model.tp,
+                max(1, gpus_per_host(config, plant) // plant.model.tp),
+                drives=drives,
+            )
+        return OwnedGpus(self._control, self._fleet.gpus(config), drives=drives, on_lost=self._clocks_lost)
+
+    def _clocks_lost(self, message: str) -> None:
+        if not self._happened.lost:
+            self._happened.lost = message
+            self._view.say(f"the owner of clocks is gone: {message}")
+            self._stop.set()
+
+    def _bundle(self, gpus: Gpus) -> Bundle:
+        config, plant = self._config, self._plant
+        own = (plant.gpu.power_limit_min_w, plant.gpu.power_limit_w)
+        offers = Offers(
+            clocks_mhz=lambda: list(gpus.clocks_mhz) or plant.gpu.clocks(),
+            power_limits_w=lambda: gpus.power_limits_w or own,
+            kv_capacity_tokens=lambda: kv_tokens(config, plant),
+            predictor=cache(self._predictor),
+        )
+        return build_bundle(config, offers)
+
+    def _predictor(self) -> EcoPred:
+        config = self._config
+        self._predictor_file = file = predictor_file(config.predictor, config)
+        if config.predictor == AUTO and not file.is_file():
+            self._view.say("predictor=auto: profiling the plant and fitting, once")
+        return load_predictor(config.predictor, config, self._plant)
+
+    async def _connect(
+        self, servers: Servers, gpus: Gpus, controller: Controller, subscriber: Subscriber, highest_mhz: int
+    ) -> None:
+        """Hear all servers; start the controller where clocks are driven."""
+        for endpoint in servers.endpoints.values():
+            subscriber.connect(endpoint.telemetry)
+        subscriber.attach(asyncio.get_running_loop())
+        await self._hear_all(servers, subscriber)
+        if gpus.drives:
+            controller.start()
+            self._check_policies()
+
+        def heard(telemetry: Telemetry) -> None:
+            if gpus.drives:
+                controller.on_telemetry(telemetry)
+                clock_mhz = controller.clock_mhz(telemetry.instance)
+            else:
+                clock_mhz = telemetry.load.clock_mhz or highest_mhz
+            self._loads[telemetry.instance] = telemetry.load._replace(clock_mhz=clock_mhz)
+            gpus.heard(telemetry)
+
+        for telemetry in subscriber.latest.values():
+            heard(telemetry)
+        subscriber.on_telemetry = heard
+
+    async def _hear_all(self, servers: Servers, subscriber: Subscriber) -> None:
+        until_s = time.monotonic() + HEAR_S
+        while missing := [name for name in servers.endpoints if name not in subscriber.latest]:
+            if time.monotonic() > until_s:
+                where = servers.endpoints[missing[0]].telemetry
+                raise UserError(f"{missing[0]}: no telemetry at {where} within {HEAR_S:g} s; is the plugin installed?")
+            await asyncio.sleep(0.02)
+
+    def _router(self, servers: Servers, bundle: Bundle, recorder: LiveRecorder, start_s: float) -> RouterServer:
+        def backend(endpoint: Endpoint) -> Backend:
+            return Backend(endpoint.url, endpoint.bootstrap_port or None, lambda: self._loads.get(endpoint.name))
+
+        return RouterServer(
+            [backend(each) for each in servers.of("prefill")],
+            [backend(each) for each in servers.of("decode")],
+            bundle.prefill_router,
+            bundle.decode_router,
+            self._settings,
+            recorder,
+            start_s,
+            self._policy_failed,
+        )
+
+    # The run itself
+
+    async def _measure(
+        self,
+        stack: AsyncExitStack,
+        servers: Servers,
+        gpus: Gpus,
+        bundle: Bundle,
+        subscriber: Subscriber,
+        controller: Controller,
+        writer: RecordWriter,
+    ) -> dict[str, Any]:
+        config = self._config
+        prefill, decode = ([each.name for each in servers.of(role)] for role in ("prefill", "decode"))
+        requests = self._requests
+        recorder = LiveRecorder(writer, config.slo.objectives, config.policy.about(), prefill, decode, requests.about)
+        start_s = time.monotonic() + LEAD_S
+        router = await stack.enter_async_context(self._router(servers, bundle, recorder, start_s))
+        order = Order(
+            self._settings.host, router.port, start_s, config.slo.objectives.itl_s, config.client.token_ids, config.seed
+        )
+        replay = await stack.enter_async_context(Replay(order, recorder, self._view.say))
+        tune_gc()
+        gpus.begin(start_s)
+        await asyncio.sleep(max(0.0, start_s - time.monotonic()))
+        subscriber.begin()
+        self._replaying = True
+        client_lost = False
+        try:
+            async with self._meanwhile(self._show(start_s, recorder, gpus), self._record(recorder, gpus)):
+                whole = await replay.run(requests, config.drain_s, self._stop)
+        except ClientLostError:
+            whole, client_lost = False, True
+        finally:
+            gc.unfreeze()
+            self._replaying = False
+        now_s = time.monotonic() - start_s
+        await gpus.settle()
+        changes = {name: controller.changes(name) for name in self._names}
+        end_s = recorder.end_s if whole and recorder.completed else now_s
+        live = self._about(recorder, controller, subscriber, gpus)
+        late = starved(live["client_lag_ms"], live["transport_ms"], live["server_lag_ms"])
+        summary = recorder.close(gpus, changes, end_s, now_s, not whole, live, late)
+        self._view.end()
+        self._check_policies()
+        self._happened.check(client_lost)
+        if not whole:
+            raise KeyboardInterrupt
+        return summary
+
+    @asynccontextmanager
+    async def _meanwhile(self, *works: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
+        """Do this besides; what one of them raises ends the replay."""
+        tasks = [asyncio.create_task(work) for work in works]
+        for task in tasks:
+            task.add_done_callback(lambda task: None if task.cancelled() else self._stop.set())
+        try:
+            yield
+        finally:
+            for task in tasks:
+                task.cancel()
+            outcomes = await asyncio.gather(*tasks, return_exceptions=True)
+        for outcome in outcomes:
+            if isinstance(outcome, Exception):
+                raise outcome
+
+    @staticmethod
+    async def _record(recorder: LiveRecorder, gpus: Gpus) -> None:
+        while True:
+            await asyncio.sleep(RECORD_EVERY_S)
+            recorder.record(gpus, min(recorder.end_s, gpus.known_s))
+
+    async def _show(self, start_s: float, recorder: LiveRecorder, gpus: Gpus) -> None:
+        while True:
+            meters = {name: (gpus.clock_mhz(name), gpus.power_w(name)) for name in self._names}
+            self._view.show(time.monotonic() - start_s, recorder, self._loads, meters)
+            await asyncio.sleep(SHOW_EVERY_S)
+
+    def _about(
+        self, recorder: LiveRecorder, controller: Controller, subscriber: Subscriber, gpus: Gpus
+    ) -> dict[str, Any]:
+        refused = gpus.refused if isinstance(gpus, OwnedGpus) else {}
+        return {
+            "servers": self._config.servers.get("name"),
+            "control": self._config.control.get("name"),
+            "client_lag_ms": recorder.lag.summary_ms(),
+            "decision_ms": controller.decision_latency.summary_ms(),
+            "transport_ms": subscriber.transport_latency.summary_ms(),
+            "server_lag_ms": gpus.lags_ms(),
+            "decision_errors": controller.errors,
+            "telemetry_lost": subscriber.lost,
+            "commands_refused": dict(refused),
+            "failures": dict(recorder.failures),
+            "servers_ended": dict(self._happened.ended),
+            "privileged": isinstance(self._control, NvmlControl),
+        }
+
+
+def check_address(host: str, port: int) -> None:
+    """Raise `UserError` if the router could not listen there."""
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        socket.create_server((host, port), family=family).close()
+    except OSError as error:
+        raise UserError(f"router.host, router.port: cannot listen at {host}:{port} ({error.strerror})") from error

@@ -1,0 +1,155 @@
+"""The two kinds of emulated servers: what each does with its half of a request."""
+
+from __future__ import annotations
+
+import time
+from functools import partial
+from http import HTTPStatus
+
+from voltana.live.servers.emulated.config import ServerConfig
+from voltana.live.servers.emulated.instance import DecodeInstance, Job, PrefillInstance
+from voltana.live.servers.emulated.pairing import Bootstrap, Transfers, Waiting
+from voltana.live.servers.emulated.server import Half, Server
+from voltana.sim.plant import Plant
+
+
+class PrefillServer(Server):
+    """Computes a prompt once a decode server has asked for its room, makes the first token, hands the cache over."""
+
+    def __init__(self, config: ServerConfig, plant: Plant) -> None:
+        super().__init__(config, plant)
+        self.instance: PrefillInstance = PrefillInstance(
+            plant, self._clock_mhz(), time.monotonic(), self._publish, limits=config.prefill, finished=self._finished
+        )
+        self._bootstrap = Bootstrap(config.link, plant.kv_bytes_per_token, self._wanted, self._dropped)
+        self._rooms: dict[int, Half] = {}
+        """Requests by room, from their coming to the end of their prompt."""
+
+    async def _listen(self) -> None:
+        server = await self._bootstrap.listen(self.config.host, self.config.bootstrap_port)
+        self.bootstrap_port = server.sockets[0].getsockname()[1]
+
+    def _take(self, half: Half) -> None:
+        room = half.choice.room.room
+        if room in self._rooms:
+            self._fail(half, HTTPStatus.BAD_REQUEST, f"bootstrap room {room} is taken")
+            return
+        self._rooms[room] = half
+        if self._bootstrap.knows(room):
+            self._begin(half)
+
+    def _begin(self, half: Half) -> None:
+        half.paired()
+        self.instance.submit(half.job)
+
+    def _wanted(self, room: int) -> None:
+        half = self._rooms.get(room)
+        if half is not None:
+            self._now()
+            self._begin(half)
+            self._arm()
+
+    def _dropped(self, room: int, reason: str) -> None:
+        half = self._rooms.get(room)
+        if half is not None:
+            self._now()
+            message = f"Prefill transfer failed for request {half.choice.rid}: {reason}"
+            self._fail(half, HTTPStatus.INTERNAL_SERVER_ERROR, message)
+            self._arm()
+
+    def _finished(self, job: Job) -> None:
+        half: Half = job.answer
+        room = half.choice.room.room
+        self._rooms.pop(room, None)
+        self._end(half)
+        self.totals["prompt_tokens"] += job.prompt_tokens
+        self.totals["generation_tokens"] += 1
+        self._bootstrap.deliver(room, job.prompt_tokens, self.instance.now_s)
+        half.answer.token(half.choice, 1, True)
+
+    def _drop(self, half: Half, reason: str) -> None:
+        room = half.choice.room.room
+        if self._rooms.get(room) is half:
+            del self._rooms[room]
+            self._bootstrap.fail(room, reason)
+
+
+class DecodeServer(Server):
+    """Asks the prefill server for a request's cache, and goes on with it when it is there."""
+
+    def __init__(self, config: ServerConfig, plant: Plant) -> None:
+        super().__init__(config, plant)
+        self.instance: DecodeInstance = DecodeInstance(
+            plant,
+            self._clock_mhz(),
+            time.monotonic(),
+            self._publish,
+            limits=config.decode,
+            joined=self._joined,
+            token=self._token,
+            failed=self._outgrown,
+        )
+        self._transfers = Transfers()
+
+    async def _listen(self) -> None:
+        """Nothing: a decode server calls, it is not called."""
+
+    def close(self) -> None:
+        """Cut off all clients and prefill servers."""
+        super().close()
+        self._transfers.close()
+
+    def _take(self, half: Half) -> None:
+        room = half.choice.room
+        if room.port is None or not room.host:
+            self._fail(half, HTTPStatus.BAD_REQUEST, "bootstrap_host and bootstrap_port are needed on a decode server")
+            return
+        waiting = Waiting((room.host, room.port), partial(self._ready, half), partial(self._lost, half))
+        if not self._transfers.want(room.room, waiting):
+            self._fail(half, HTTPStatus.BAD_REQUEST, f"bootstrap room {room.room} is taken")
+
+    def _ready(self, half: Half, first_token_s: float, arrives_s: float) -> None:
+        """The prompt is computed and its cache on the way."""
+        if half not in self.halves:
+            return
+        self._now()
+        half.paired()
+        self.totals["prompt_tokens"] += half.job.prompt_tokens
+        half.job.produced = 1
+        self.instance.at(arrives_s, partial(self._arrived, half))
+        self._arm()
+
+    def _arrived(self, half: Half) -> None:
+        if half in self.halves:
+            self.instance.submit(half.job)
+
+    def _joined(self, job: Job) -> None:
+        """Send the first token; a job that was put back has sent it."""
+        if job.produced == 1:
+            self._token(job)
+
+    def _token(self, job: Job) -> None:
+        half: Half = job.answer
+        finished = job.produced == job.max_tokens
+        self.totals["generation_tokens"] += 1
+        if finished:
+            self._end(half)
+        half.answer.token(half.choice, job.produced, finished)
+
+    def _outgrown(self, job: Job) -> None:
+        message = "Out of memory even after retracting all other requests in the decode batch."
+        self._fail(job.answer, HTTPStatus.INTERNAL_SERVER_ERROR, message)
+
+    def _lost(self, half: Half, reason: str) -> None:
+        self._now()
+        message = f"Decode transfer failed for request {half.choice.rid}: {reason}"
+        self._fail(half, HTTPStatus.INTERNAL_SERVER_ERROR, message)
+        self._arm()
+
+    def _drop(self, half: Half, reason: str) -> None:
+        self._transfers.drop(half.choice.room.room)
+
+
+def build_server(config: ServerConfig, plant: Plant) -> Server:
+    """The server of a configuration."""
+    return (PrefillServer if config.phase == "prefill" else DecodeServer)(config, plant)

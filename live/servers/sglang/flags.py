@@ -1,0 +1,103 @@
+"""The options and the environment with which stock SGLang servers are started.
+
+A flag is an entry of a mapping: its name without dashes, and True for one without a value, a list for several values;
+False and None leave it out. Later mappings win, so a configuration can change or remove any of these.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from voltana.live.servers import Role
+
+Device = Literal["cpu", "cuda"]
+
+FLAGS: dict[Device, dict[str, Any]] = {
+    "cpu": {
+        "device": "cpu",
+        "attention-backend": "torch_native",
+        "cuda-graph-backend-decode": "disabled",
+        "cuda-graph-backend-prefill": "disabled",
+        "mem-fraction-static": 0.5,  # only a bound here: what others take while it starts counts against it
+        "max-total-tokens": 60_000,
+        "max-running-requests": 64,
+        "sleep-on-idle": True,  # else an idle scheduler eats half a core
+        "disable-radix-cache": True,
+        "enable-metrics": True,
+        "load-snapshot-publish-interval": 1,
+        "log-level-http": "warning",
+    },
+    # As in the published system's demo: graphs up to a batch of 2048, long chunks, no prefix cache.
+    "cuda": {
+        "device": "cuda",
+        "page-size": 1,
+        "context-length": 16_384,
+        "chunked-prefill-size": 16_384,
+        "max-prefill-tokens": 16_384,
+        "cuda-graph-max-bs-decode": 2048,
+        "decode-attention-backend": "triton",
+        "disable-radix-cache": True,
+        "enable-metrics": True,
+        "load-snapshot-publish-interval": 1,
+        "log-level-http": "warning",
+    },
+}
+"""Of all servers on a device."""
+
+DISAGGREGATION_FLAGS: dict[Device, dict[str, Any]] = {
+    "cpu": {
+        "disaggregation-transfer-backend": "mooncake",
+        "disaggregation-decode-retraction-backup": "cpu_tensor",
+    },
+    "cuda": {"disaggregation-transfer-backend": "mooncake"},
+}
+"""Of prefill and decode servers besides."""
+
+_NO_HEALTH_REQUESTS = {"SGLANG_ENABLE_HEALTH_ENDPOINT_GENERATION": "false"}
+"""Else every GET /health of an idle server runs a request: it draws power, and telemetry cannot tell it from others."""
+
+ENVIRONMENT: dict[Device, dict[str, str]] = {
+    "cpu": {
+        **_NO_HEALTH_REQUESTS,
+        "SGLANG_USE_CPU_ENGINE": "1",
+        "VOLTANA_CPU_SHIMS": "1",
+        "MC_FORCE_TCP": "1",
+        "MOONCAKE_PROTOCOL": "tcp",
+        "OMP_NUM_THREADS": "1",
+        "HF_HUB_OFFLINE": "1",
+        "CUDA_VISIBLE_DEVICES": "",
+        "PYTHONWARNINGS": "ignore::UserWarning",  # of everything that needs CUDA
+    },
+    "cuda": _NO_HEALTH_REQUESTS,
+}
+"""Environment variables of all servers on a device."""
+
+
+def server_flags(
+    role: Role, device: Device, common: Mapping[str, Any] | None = None, own: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """The flags of a server.
+
+    Args:
+        role: what it does.
+        device: where it runs.
+        common: changes for all servers.
+        own: changes for servers of this role.
+    """
+    flags = dict(FLAGS[device])
+    if role != "unified":
+        flags |= DISAGGREGATION_FLAGS[device] | {"disaggregation-mode": role}
+    return flags | dict(common or {}) | dict(own or {})
+
+
+def arguments(flags: Mapping[str, Any]) -> list[str]:
+    """Flags as they stand on a command line."""
+    words: list[str] = []
+    for name, value in flags.items():
+        if value is None or value is False:
+            continue
+        words.append(f"--{name}")
+        if value is not True:
+            words += [str(each) for each in value] if isinstance(value, list | tuple) else [str(value)]
+    return words

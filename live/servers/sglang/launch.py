@@ -1,0 +1,386 @@
+"""Stock SGLang servers, started together and gone together.
+
+By hand: ``python -m voltana.live.servers.sglang.launch --environment FOLDER --prefill 1 --decode 1`` runs them until
+Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import logging
+import random
+import shutil
+import signal
+import socket
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+from voltana import checks
+from voltana.errors import UserError
+from voltana.live.servers import Endpoint, Role
+from voltana.live.servers.sglang.environment import Environment, clean_environment
+from voltana.live.servers.sglang.flags import ENVIRONMENT, Device, arguments, server_flags
+from voltana.live.servers.sglang.process import ServerProcess
+
+logger = logging.getLogger(__name__)
+
+PORTS = range(20_000, 32_000)
+"""Below those that systems hand out to clients: a server takes its port a minute after it was chosen."""
+
+POLL_S = 0.5
+HEALTH_TIMEOUT_S = 5.0
+TELL_EVERY_S = 15.0
+"""While waiting, say for whom."""
+
+
+class SglangServers:
+    """Starts SGLang servers on this machine and stops them; an asynchronous context manager.
+
+    Every server has a guard that ends it with this process even when this is killed.
+
+    Args:
+        python: interpreter of the environment that has SGLang and this project.
+        model: folder of the model, or its name.
+        prefill, decode, unified: how many of each.
+        device: cpu or cuda.
+        gpus: per server, in the order of names, the devices it may see; its tensor parallelism is their number.
+        flags: changes to the flags of all servers, see `voltana.live.servers.sglang.flags`.
+        role_flags: changes by role.
+        environment: further environment variables.
+        folder: where logs go, one file a server; None: a temporary folder, kept only if something failed.
+        host: address to listen at, of this machine.
+        start_timeout_s: when a server that is not healthy has failed.
+        stop_timeout_s: time a server gets to stop before it is killed.
+        on_exit: called with name and message when a server ends that should not.
+
+    Raises:
+        UserError: a count, device or GPU list that makes no sense.
+    """
+
+    def __init__(
+        self,
+        python: Path | str,
+        model: Path | str,
+        *,
+        prefill: int = 2,
+        decode: int = 2,
+        unified: int = 0,
+        device: Device = "cpu",
+        gpus: Sequence[Sequence[int]] = (),
+        flags: Mapping[str, Any] | None = None,
+        role_flags: Mapping[Role, Mapping[str, Any]] | None = None,
+        environment: Mapping[str, str] | None = None,
+        folder: Path | str | None = None,
+        host: str = "127.0.0.1",
+        start_timeout_s: float = 900.0,
+        stop_timeout_s: float = 20.0,
+        on_exit: Callable[[str, str], None] | None = None,
+    ) -> None:
+        counts: dict[Role, int] = {"prefill": prefill, "decode": decode, "unified": unified}
+        for role, count in counts.items():
+            checks.number(role, count, low=0)
+        self._names: list[tuple[str, Role]] = [(f"{r}-{i}", r) for r, count in counts.items() for i in range(count)]
+        if device not in ENVIRONMENT:
+            raise UserError(f"device: found {device!r}, allowed: {', '.join(ENVIRONMENT)}")
+        if gpus and len(gpus) != len(self._names):
+            raise UserError(f"gpus: found {len(gpus)} lists, allowed: one for each of the {len(self._names)} servers")
+        self._python = Path(python)
+        self._model = str(model)
+        self._device: Device = device
+        self._gpus = gpus
+        self._flags = flags or {}
+        self._role_flags = role_flags or {}
+        self._environment = environment or {}
+        self._logs = None if folder is None else Path(folder).absolute()
+        self._host = host
+        self._start_timeout_s = start_timeout_s
+        self._stop_timeout_s = stop_timeout_s
+        self._on_exit = on_exit
+        self._folder: Path | None = None
+        self._processes: dict[str, ServerProcess] = {}
+        self._watches: list[asyncio.Task[None]] = []
+        self.endpoints: dict[str, Endpoint] = {}
+        """The servers by name: prefill-0, prefill-1, ..., decode-0, ..., unified-0, ..."""
+
+    def of(self, role: Role) -> list[Endpoint]:
+        """The servers of a role."""
+        return [endpoint for endpoint in self.endpoints.values() if endpoint.role == role]
+
+    @property
+    def prefill(self) -> list[tuple[str, int]]:
+        """URL and bootstrap port of the prefill servers."""
+        return [(endpoint.url, endpoint.bootstrap_port) for endpoint in self.of("prefill")]
+
+    @property
+    def decode(self) -> list[str]:
+        """URL of the decode servers."""
+        return [endpoint.url for endpoint in self.of("decode")]
+
+    def status(self, name: str) -> int | None:
+        """Exit status of a server; None while it runs."""
+        return self._processes[name].status
+
+    # Start
+
+    def check(self) -> None:
+        """Look at all that can be known to be wrong before a server starts.
+
+        Raises:
+            UserError: no such interpreter, no such folder of a model, or logs cannot be written.
+        """
+        if not self._python.is_file():
+            raise UserError(f"python: found no {self._python}, allowed: the interpreter of an environment with SGLang")
+        if self._model.startswith(("/", "./", "../")) and not Path(self._model).is_dir():
+            raise UserError(f"model: found no {self._model}, allowed: a folder with a model, or the name of one")
+        unknown = [role for role in self._role_flags if role not in ("prefill", "decode", "unified")]
+        if unknown:
+            raise UserError(f"role_flags: found {unknown[0]!r}, allowed: prefill, decode, unified")
+        if self._logs is not None:
+            try:
+                self._logs.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise UserError(f"logs: {self._logs}: {error.strerror}, allowed: a folder to write to") from error
+
+    async def start(self) -> None:
+        """Start all servers and wait until they are healthy; progress goes to the log.
+
+        Raises:
+            UserError: a server could not be started, ended, or was not healthy in time. All others are stopped.
+        """
+        self.check()
+        # Short, for the path of a socket may have no more than 107 characters.
+        self._folder = folder = Path(tempfile.mkdtemp(prefix="voltana-sglang-"))
+        logs = self._logs or folder
+        try:
+            await self._start_all(folder, logs)
+        except BaseException as error:
+            keep = isinstance(error, UserError) and self._logs is None
+            await self.stop(keep_logs=keep)
+            raise
+
+    async def _start_all(self, folder: Path, logs: Path) -> None:
+        ports = iter(free_ports(self._host, 2 * len(self._names)))
+        for number, (name, role) in enumerate(self._names):
+            log = logs / f"{name}.log"
+            endpoint = Endpoint(
+                name,
+                role,
+                self._host,
+                next(ports),
+                next(ports) if role == "prefill" else 0,
+                f"ipc://{folder / name}.sock",
+                0,
+                log,
+            )
+            process = self._processes[name] = self._process(endpoint, number, folder, log)
+            try:
+                await process.start()
+            except OSError as error:
+                raise UserError(f"{name}: {error}") from error
+            self.endpoints[name] = endpoint._replace(pid=process.pid)
+        await self._until_healthy()
+        self._watches = [asyncio.create_task(self._watch(process)) for process in self._processes.values()]
+
+    def _process(self, endpoint: Endpoint, number: int, folder: Path, log: Path) -> ServerProcess:
+        socket_file = folder / f"{endpoint.name}.sock"
+        return ServerProcess(
+            endpoint.name,
+            [str(self._python), "-m", "sglang.launch_server", *arguments(self._flags_of(endpoint, number))],
+            self._environment_of(endpoint, number),
+            folder,
+            log,
+            socket_file,
+            self._stop_timeout_s,
+        )
+
+    def _flags_of(self, endpoint: Endpoint, number: int) -> dict[str, Any]:
+        own: dict[str, Any] = {"model-path": self._model, "host": endpoint.host, "port": endpoint.port}
+        if endpoint.bootstrap_port:
+            own["disaggregation-bootstrap-port"] = endpoint.bootstrap_port
+        if self._gpus:
+            own["tp-size"] = len(self._gpus[number])
+        return own | server_flags(endpoint.role, self._device, self._flags, self._role_flags.get(endpoint.role))
+
+    def _environment_of(self, endpoint: Endpoint, number: int) -> dict[str, str]:
+        ours = {
+            **ENVIRONMENT[self._device],
+            "SGLANG_HOST_IP": self._host,
+            "VOLTANA_TELEMETRY": endpoint.telemetry,
+            "VOLTANA_INSTANCE": endpoint.name,
+        }
+        if self._gpus:
+            ours["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, self._gpus[number]))
+        return clean_environment() | ours | dict(self._environment)
+
+    # Health
+
+    async def _until_healthy(self) -> None:
+        began_s = time.monotonic()
+        waiting = {asyncio.create_task(self._healthy(name)): name for name in self.endpoints}
+        try:
+            while waiting:
+                done, _ = await asyncio.wait(waiting, timeout=TELL_EVERY_S, return_when=asyncio.FIRST_COMPLETED)
+                for task in done:
+                    name = waiting.pop(task)
+                    task.result()
+                    ready = len(self.endpoints) - len(waiting)
+                    spent_s = time.monotonic() - began_s
+                    logger.info("%s is ready after %.0f s (%d of %d)", name, spent_s, ready, len(self.endpoints))
+                if not done:
+                    self._tell(list(waiting.values()), time.monotonic() - began_s)
+        finally:
+            for task in waiting:
+                task.cancel()
+
+    def _tell(self, names: Sequence[str], spent_s: float) -> None:
+        said = self._processes[names[0]].last_lines(1)
+        logger.info("%.0f s: waiting for %s: %s", spent_s, ", ".join(names), said[0][:160] if said else "no word yet")
+
+    async def _healthy(self, name: str) -> None:
+        endpoint, process = self.endpoints[name], self._processes[name]
+        while process.age_s < self._start_timeout_s:
+            if process.status is not None:
+                raise UserError(process.ended_how(process.status))
+            if await is_healthy(endpoint.host, endpoint.port):
+                return
+            await asyncio.sleep(POLL_S)
+        last = " / ".join(process.last_lines(1))
+        raise UserError(f"{name} is not healthy after {self._start_timeout_s:g} s; {process.log} says last: {last}")
+
+    async def _watch(self, process: ServerProcess) -> None:
+        status = await process.wait()
+        if not process.stopping:
+            message = process.ended_how(status)
+            logger.error(message)
+            if self._on_exit is not None:
+                self._on_exit(process.name, message)
+
+    # End
+
+    async def stop(self, keep_logs: bool = False) -> None:
+        """Stop all servers, those first that depend on others, and remove their sockets; safe to call more than once.
+
+        Args:
+            keep_logs: leave the temporary folder with the logs.
+        """
+        processes, self._processes = self._processes, {}
+        for process in processes.values():
+            process.stopping = True
+        for roles in (("decode", "unified"), ("prefill",)):
+            await asyncio.gather(*(process.stop() for name, process in processes.items() if _role(name) in roles))
+        for watch in self._watches:
+            watch.cancel()
+        self._watches.clear()
+        self.endpoints.clear()
+        if self._folder is not None and not keep_logs:
+            shutil.rmtree(self._folder, ignore_errors=True)
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.stop()
+
+
+def _role(name: str) -> str:
+    return name.rpartition("-")[0]
+
+
+def free_ports(host: str, count: int) -> list[int]:
+    """Ports of which nobody listens at one.
+
+    Raises:
+        UserError: there are not so many.
+    """
+    found: list[int] = []
+    candidates: Iterable[int] = random.sample(PORTS, len(PORTS))
+    for port in candidates:
+        if len(found) == count:
+            return found
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind((host, port))
+            found.append(port)
+    raise UserError(f"ports: found {len(found)} free from {PORTS[0]} to {PORTS[-1]}, allowed: {count}")
+
+
+async def is_healthy(host: str, port: int) -> bool:
+    """Whether a server answers GET /health with 200."""
+    request = f"GET /health HTTP/1.1\r\nhost: {host}:{port}\r\nconnection: close\r\n\r\n"
+    try:
+        async with asyncio.timeout(HEALTH_TIMEOUT_S):
+            reader, writer = await asyncio.open_connection(host, port)
+            try:
+                writer.write(request.encode())
+                return b" 200 " in await reader.readline()
+            finally:
+                writer.close()
+    except OSError:
+        return False
+
+
+# By hand
+
+
+async def _serve(servers: SglangServers) -> None:
+    stopped = asyncio.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, stopped.set)
+    starting = asyncio.create_task(servers.start())
+    stop = asyncio.create_task(stopped.wait())
+    await asyncio.wait((starting, stop), return_when=asyncio.FIRST_COMPLETED)
+    try:
+        if stop.done():
+            starting.cancel()
+            await asyncio.wait((starting,))
+            return
+        starting.result()
+        for endpoint in servers.endpoints.values():
+            print(f"{endpoint.name} {endpoint.url} {endpoint.bootstrap_port or ''} {endpoint.telemetry}", flush=True)
+        await stop
+    finally:
+        stop.cancel()
+        await servers.stop()
+
+
+def main() -> int:
+    """Run servers until SIGINT or SIGTERM; return the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="python -m voltana.live.servers.sglang.launch", description="Run stock SGLang servers."
+    )
+    parser.add_argument(
+        "--environment", type=Path, required=True, help="folder made by voltana.live.servers.sglang.environment"
+    )
+    parser.add_argument("--model", help="default: the tiny one of the environment")
+    parser.add_argument("--device", choices=tuple(ENVIRONMENT), default="cpu")
+    for role, default in (("prefill", 1), ("decode", 1), ("unified", 0)):
+        parser.add_argument(f"--{role}", type=int, default=default)
+    parser.add_argument("--logs", type=Path, help="folder for the servers' logs")
+    options = parser.parse_args()
+    logging.basicConfig(format="%(message)s", level=logging.INFO)
+    environment = Environment(options.environment.absolute())
+    try:
+        servers = SglangServers(
+            environment.python,
+            options.model or environment.model,
+            prefill=options.prefill,
+            decode=options.decode,
+            unified=options.unified,
+            device=options.device,
+            folder=options.logs,
+        )
+        asyncio.run(_serve(servers))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Constants of GPUs and of the published testbed, fitted to measurements."""

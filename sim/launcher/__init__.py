@@ -1,0 +1,243 @@
+"""The Hydra launcher of sweeps, `hydra/launcher=processes`: runs side by side, one process per core, and resumable.
+
+Hydra finds its plugins below the package `hydra_plugins`, so that is where the wheel installs this folder.
+
+A run whose record is already in its folder, finished, with the same configuration and unchanged inputs, is not run
+again. So a sweep started once more with the same `hydra.sweep.dir` goes on where it stopped. A run that fails, or whose
+process dies, takes no other with it.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager, suppress
+from functools import partial
+from multiprocessing import active_children, get_context
+from pathlib import Path
+from typing import Any, NamedTuple, NoReturn
+
+from hydra.core.config_loader import ConfigLoader
+from hydra.core.config_store import ConfigStore
+from hydra.core.utils import JobReturn, JobStatus
+from hydra.plugins.launcher import Launcher
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from voltana.app.cli import CHDIR
+from voltana.app.resolve import overwrite_of, resolve
+from voltana.app.sweeps import sweep_of
+from voltana.app.terminal import plain_console
+from voltana.errors import RunsCrashedError, UserError
+from voltana.record import RunRecord, refuse_another
+from voltana.record.provenance import already_there, changed
+from voltana.sim.run.worker import Failure, begin, work
+
+
+class _Job(NamedTuple):
+    label: str
+    overrides: list[str]
+    config: DictConfig
+    values: dict[str, Any]
+    folder: Path
+
+
+class ProcessLauncher(Launcher):
+    """Runs the jobs of a sweep on `workers` processes (0: one per core)."""
+
+    def __init__(self, workers: int = 0) -> None:
+        self._workers = workers or len(os.sched_getaffinity(0))
+        self._context: HydraContext | None = None
+        self._config = DictConfig({})
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        """Take what Hydra hands a launcher; jobs are run by `voltana.sim.run.simulate`, not by the task function."""
+        self._context = hydra_context
+        self._config = config
+        _keep_composed(hydra_context.config_loader)
+
+    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
+        """Run all jobs; those that failed are told after the last one."""
+        if self._config.hydra.job.chdir:
+            raise UserError(CHDIR)
+        common = set.intersection(*map(set, job_overrides)) if len(job_overrides) > 1 else set()
+        jobs = [
+            self._job(" ".join(o for o in overrides if o not in common), list(overrides), initial_job_idx + i)
+            for i, overrides in enumerate(job_overrides)
+        ]
+        overwrite, sweep = overwrite_of(self._config), sweep_of(self._config.hydra.overrides)
+        console = plain_console(stderr=True, soft_wrap=True)
+        console.print(f"{len(jobs)} runs on {self._workers} processes")
+        todo = jobs if overwrite else _look_around(jobs, console)
+        failures = self._run(todo, partial(work, overwrite=overwrite, sweep=sweep), console)
+        console.print(f"records are in {jobs[0].folder.parent}")
+        if failures:
+            _report(failures, len(jobs), console)
+        return [_job_return(job) for job in jobs]
+
+    def _job(self, label: str, overrides: list[str], number: int) -> _Job:
+        assert self._context is not None
+        config = self._context.config_loader.load_sweep_config(self._config, overrides)
+        with_number = OmegaConf.create({"hydra": {"job": {"num": number, "id": str(number)}}})
+        OmegaConf.set_struct(config, False)
+        config.merge_with(with_number)
+        folder = Path(str(config.hydra.sweep.dir)) / str(config.hydra.sweep.subdir)
+        return _Job(label, overrides, config, resolve(config), folder)
+
+    def _run(self, jobs: list[_Job], run: _Run, console: Console) -> list[tuple[_Job, Failure]]:
+        order = {id(job): place for place, job in enumerate(jobs)}
+        failures: list[tuple[_Job, Failure]] = []
+        with _SweepProgress(console, len(jobs)) as report:
+
+            def ended(job: _Job, failure: Failure | None) -> None:
+                if failure is not None:
+                    failures.append((job, failure))
+                report(job.label if failure is None else f"{job.label}: failed")
+
+            while jobs:
+                lost = _in_pool(jobs, min(self._workers, len(jobs)), run, ended)
+                suspects, jobs = lost[: self._workers], lost[self._workers :]
+                for job in suspects:  # those that were running when a process died
+                    if _in_pool([job], 1, run, ended):
+                        ended(job, Failure("its process died; was it out of memory?", None, bad_input=False))
+        return sorted(failures, key=lambda each: order[id(each[0])])
+
+
+def _keep_composed(loader: ConfigLoader) -> None:
+    """Let the launcher have what the sweeper composed to see that it can be: a tenth of a second for each run."""
+    compose, composed = loader.load_sweep_config, dict[tuple[str, ...], DictConfig]()
+
+    def once(master_config: DictConfig, sweep_overrides: list[str]) -> DictConfig:
+        key = tuple(sweep_overrides)
+        if key not in composed:
+            composed[key] = compose(master_config=master_config, sweep_overrides=sweep_overrides)
+            return composed[key]
+        return composed.pop(key)
+
+    loader.load_sweep_config = once  # type: ignore[method-assign]
+
+
+_Run = Callable[[dict[str, Any], Path], Failure | None]
+
+
+def _in_pool(jobs: list[_Job], workers: int, run: _Run, ended: Callable[[_Job, Failure | None], None]) -> list[_Job]:
+    """Run jobs on so many processes; return those that a dying process took with it, in their order.
+
+    Processes are started with Ctrl-C blocked (`voltana.sim.run.worker.begin`), so that it never strikes them half made.
+    """
+    lost: set[int] = set()
+    with ProcessPoolExecutor(workers, get_context("spawn"), initializer=begin) as pool:
+        try:
+            with _interrupts_blocked():
+                futures = {pool.submit(run, job.values, job.folder): place for place, job in enumerate(jobs)}
+            for future in as_completed(futures):
+                try:
+                    ended(jobs[futures[future]], future.result())
+                except BrokenProcessPool:
+                    lost.add(futures[future])
+        except BaseException:
+            for child in active_children():  # those that Ctrl-C did not reach itself
+                if child.pid is not None:
+                    with suppress(ProcessLookupError):
+                        os.kill(child.pid, signal.SIGINT)
+            pool.shutdown(wait=True, cancel_futures=True)
+            raise
+    return [jobs[place] for place in sorted(lost)]
+
+
+@contextmanager
+def _interrupts_blocked() -> Iterator[None]:
+    """Hold back Ctrl-C in this thread and in the processes that it starts."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+
+
+def _look_around(jobs: list[_Job], console: Console) -> list[_Job]:
+    """The jobs still to do; what else is in their folders is told.
+
+    Raises:
+        UserError: a folder holds the finished record of another run.
+    """
+    todo: list[_Job] = []
+    outdated: set[str] = set()
+    for job in jobs:
+        if already_there(job.folder, job.values):
+            continue
+        todo.append(job)
+        outdated.update(_outdated(job))
+    if len(todo) < len(jobs):
+        console.print(f"{len(jobs) - len(todo)} of them are there already")
+    if outdated:
+        console.print(
+            f"others are there but run again, as what they depend on has changed: {', '.join(sorted(outdated))}"
+        )
+    return todo
+
+
+def _outdated(job: _Job) -> list[str]:
+    try:
+        record = RunRecord(job.folder)
+    except UserError:
+        return []
+    refuse_another(job.folder, job.values)
+    return [] if record.interrupted else changed(record)
+
+
+def _report(failures: list[tuple[_Job, Failure]], jobs: int, console: Console) -> NoReturn:
+    """List the runs that failed, and raise."""
+    for job, failure in failures:
+        log = "" if failure.log is None else f" ({failure.log})"
+        console.print(f"failed: {job.label}: {failure.reason}{log}")
+    job, failure = failures[0]
+    more = f" ({len(failures)} of {jobs} runs failed)" if len(failures) > 1 else ""
+    bad_input = all(failure.bad_input for _, failure in failures)
+    raise (UserError if bad_input else RunsCrashedError)(f"{job.label}: {failure.reason}{more}")
+
+
+ConfigStore.instance().store(
+    group="hydra/launcher",
+    name="processes",
+    node={"_target_": "hydra_plugins.voltana.ProcessLauncher", "workers": 0},
+    provider="voltana",
+)
+
+
+def _job_return(job: _Job) -> JobReturn:
+    result = JobReturn(overrides=job.overrides, cfg=job.config, working_dir=str(job.folder))
+    result.status = JobStatus.COMPLETED
+    return result
+
+
+class _SweepProgress:
+    """Shows runs as they end: a bar on a terminal, a line each elsewhere."""
+
+    def __init__(self, console: Console, total: int) -> None:
+        self._console = console
+        self._total = total
+        self._ended = 0
+        columns = (TextColumn("runs"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+        self._bar = Progress(*columns, console=console)
+        self._task = self._bar.add_task("runs", total=total)
+
+    def __enter__(self) -> Callable[[str], None]:
+        if self._console.is_terminal:
+            self._bar.start()
+        return self._advance
+
+    def __exit__(self, *_: object) -> None:
+        if self._console.is_terminal:
+            self._bar.stop()
+
+    def _advance(self, label: str) -> None:
+        self._ended += 1
+        self._bar.advance(self._task)
+        if not self._console.is_terminal:
+            self._console.print(f"[{self._ended}/{self._total}] {label}")

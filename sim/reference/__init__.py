@@ -1,0 +1,1 @@
+"""The reference engine: every iteration is run, as processes on SimPy. It defines the semantics."""

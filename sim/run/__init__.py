@@ -1,0 +1,1 @@
+"""One simulated run, from its configuration to its record, and the commands."""

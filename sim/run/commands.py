@@ -1,0 +1,152 @@
+"""The console scripts of the simulator."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import re
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from voltana.app.cli import hydra_command
+from voltana.app.extras import require
+from voltana.app.help import wants_help
+from voltana.app.terminal import plain_console, short
+from voltana.errors import UserError
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+
+def simulate() -> None:
+    """voltana-sim: one simulated run, or a sweep with -m."""
+    for library in ("OPENBLAS", "OMP", "MKL"):
+        os.environ.setdefault(f"{library}_NUM_THREADS", "1")  # sweeps use the cores for runs; one run needs one
+    if not wants_help(sys.argv[1:]):  # which is told sooner without Hydra
+        from hydra.core.plugins import Plugins
+        from hydra_plugins.voltana import ProcessLauncher
+
+        Plugins.instance().register(ProcessLauncher)  # Hydra's own search does not see editable installs
+    hydra_command("sim", _simulate, program="voltana-sim")()
+
+
+def profile() -> None:
+    """voltana-profile: measure latency and energy over clock and load. `source=X` is another word for `profile=X`."""
+    sys.argv[1:] = [re.sub(r"^source=", "profile=", word) for word in sys.argv[1:]]
+    hydra_command("profiling", _profile, program="voltana-profile")()
+
+
+def _simulate(config: DictConfig) -> None:
+    from hydra.core.hydra_config import HydraConfig
+
+    from voltana.app.resolve import overwrite_of, resolve
+    from voltana.app.sweeps import refuse_experiment_alone, this_sweep
+    from voltana.sim.run.simulate import run_once
+
+    refuse_experiment_alone()
+    values, overwrite = resolve(config), overwrite_of(config)
+    folder = Path(HydraConfig.get().runtime.output_dir)
+    with _arrival_progress(values) as progress:
+        summary, already_there = run_once(values, folder, progress, overwrite=overwrite, sweep=this_sweep())
+    if already_there:
+        print(f"{short(folder)}: this run is there already; overwrite=true runs it again", file=sys.stderr)
+    _print_run(values, summary, folder)
+
+
+@contextmanager
+def _arrival_progress(values: dict[str, Any]) -> Iterator[Callable[[float], None]]:
+    """A bar over the time in which requests arrive, or over their number where that is all that bounds the run."""
+    from rich.progress import Progress
+
+    duration, requests = values.get("duration_s"), values.get("requests")
+    console = plain_console(stderr=True)
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task("simulating", total=duration or requests)
+
+        def advance(now_s: float) -> None:
+            if duration:
+                bar.update(task, completed=now_s)
+            else:
+                bar.advance(task)
+
+        yield advance
+
+
+def _print_run(values: dict[str, Any], summary: dict[str, Any], folder: Path) -> None:
+    from rich.table import Table
+
+    from voltana.record.summary import arrivals_in_words, rate_in_words
+
+    def percent(share: float | None) -> str:
+        return "-" if share is None else f"{100 * share:.1f} %"
+
+    def milliseconds(kind: str) -> str:
+        return " / ".join("-" if v is None else f"{v:.1f}" for v in (summary[kind][p] for p in ("p50", "p90", "p99")))
+
+    table = Table(show_header=False, box=None)
+    requests = summary["requests"]
+    energy = {phase: summary["energy_j"][phase] / 1e3 for phase in ("total", "prefill", "decode")}
+    per_token = summary["energy_per_output_token_j"]
+    for name, value in (
+        ("policy", f"{values['policy']['name']}, {rate_in_words(summary['arrivals'])}, seed {values['seed']}"),
+        *arrivals_in_words(summary["arrivals"]),
+        ("requests", f"{requests['completed']} completed, {requests['failed']} failed"),
+        (
+            "energy",
+            "{total:.1f} kJ (prefill {prefill:.1f}, decode {decode:.1f})".format_map(energy),
+        ),
+        ("energy per output token", "-" if per_token is None else f"{per_token:.4f} J"),
+        ("TTFT attainment", f"{percent(summary['ttft_attainment'])} within {summary['slo']['ttft_ms']:g} ms"),
+        ("ITL attainment", f"{percent(summary['itl_attainment'])} within {summary['slo']['itl_ms']:g} ms"),
+        ("TTFT p50 / p90 / p99", f"{milliseconds('ttft_ms')} ms"),
+        ("ITL p50 / p90 / p99", f"{milliseconds('itl_ms')} ms"),
+        ("E2E p50 / p90 / p99", f"{milliseconds('e2e_ms')} ms"),
+        ("goodput", "-" if summary["goodput_per_s"] is None else f"{summary['goodput_per_s']:.1f} requests/s in time"),
+        ("clock changes", f"{summary['clock_changes']}"),
+        ("simulated", f"{summary['duration_s']:.1f} s in {summary['wall_s']:.2f} s"),
+        ("run record", str(short(folder))),
+    ):
+        table.add_row(name, value)
+    plain_console().print(table)
+
+
+def _profile(config: DictConfig) -> None:
+    """Hand the configuration to the function that `profile._target_` names; it measures and writes the table.
+
+    So `conf/profile/*.yaml` says who measures what, and nothing here has to know real hardware.
+    """
+    from voltana.app.resolve import resolve
+
+    values = resolve(config)
+    out = Path(values.pop("out"))
+    path = str(values["profile"].get("_target_"))
+    module, _, name = path.rpartition(".")
+    try:
+        measure = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        if module.startswith("live."):
+            require(f"profile.source={values['profile'].get('source')}", "live")
+        allowed = "the dotted path of a function of configuration and output path"
+        raise UserError(f"profile._target_: found {path!r}, allowed: {allowed} ({error})") from error
+    measure(values, out)
+
+
+def profile_plant(values: dict[str, Any], out: Path) -> None:
+    """The source `plant`: measure the simulated GPU, noise included, and write the table.
+
+    Args:
+        values: the resolved configuration of voltana-profile.
+        out: the table to write.
+    """
+    from voltana.app.config import PlantConfig, parse
+    from voltana.prediction.profile import write_profile
+    from voltana.sim.plant.build import build_plant
+    from voltana.sim.run import profiling
+
+    checked = parse(PlantConfig, values)
+    samples = profiling.profile_plant(build_plant(checked), checked.profile)
+    write_profile(out, samples)
+    print(f"{len(samples)} samples at {len(checked.profile.clocks_mhz)} clocks written to {out}")

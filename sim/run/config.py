@@ -1,0 +1,47 @@
+"""The configuration of a simulated run."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, ValidationInfo, field_validator
+
+from voltana.app.config import Part, PlantConfig, RunConfig, Seconds, Section, parse
+
+__all__ = ["DriftConfig", "PlantConfig", "SimConfig", "parse"]
+
+
+class DriftConfig(Section):
+    """`drift`."""
+
+    name: str
+    at_s: Seconds | None
+    slowdown: Annotated[float, Field(gt=0, le=10)]
+    base_w: Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+class FrontEndConfig(Section):
+    """`front_end`."""
+
+    name: str
+    leg_s: Seconds
+    stall_s: Seconds
+    stall_legs: Annotated[int, Field(ge=1, strict=True)] | None
+
+
+class SimConfig(RunConfig):
+    """The whole configuration of `voltana-sim`."""
+
+    drift: DriftConfig
+    front_end: FrontEndConfig
+    engine: Literal["fast", "reference"]
+    experiment: Part | None
+    bound: bool
+
+    @field_validator("bound")
+    @classmethod
+    def _of_a_steady_plant(cls, bound: bool, others: ValidationInfo) -> bool:
+        serving, drift = others.data.get("serving"), others.data.get("drift")
+        if bound and ((serving and serving.latency_noise) or (drift and drift.at_s is not None)):
+            raise ValueError("false where the plant drifts (drift) or is noisy (serving.latency_noise)")
+        return bound

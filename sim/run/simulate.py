@@ -1,0 +1,125 @@
+"""One simulated run: requests in, run record out."""
+
+from __future__ import annotations
+
+import gc
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from voltana.errors import PolicyError
+from voltana.record import RecordWriter, RunRecord, claim
+from voltana.record.provenance import already_there, dependencies, provenance
+from voltana.sim.run.build import RunBuilder
+from voltana.sim.run.config import SimConfig, parse
+from voltana.sim.serving.recorder import Recorder
+
+if TYPE_CHECKING:
+    from voltana.sim.fast import FastCluster
+    from voltana.sim.reference.cluster import Cluster
+
+
+class Outcome(NamedTuple):
+    """What became of a run."""
+
+    summary: dict[str, Any]
+    already_there: bool
+    """Whether its record was in the folder before, so that nothing was simulated."""
+
+
+def run_once(
+    values: Mapping[str, Any],
+    folder: Path,
+    progress: Callable[[float], None] = lambda _: None,
+    *,
+    overwrite: bool = False,
+    sweep: Mapping[str, Any] | None = None,
+) -> Outcome:
+    """Simulate, unless the folder holds the finished record of the same run; see `simulate`."""
+    there = None if overwrite else already_there(folder, values)
+    if there is not None:
+        return Outcome(there.summary, already_there=True)
+    return Outcome(simulate(values, folder, progress, overwrite=overwrite, sweep=sweep), already_there=False)
+
+
+def simulate(
+    values: Mapping[str, Any],
+    folder: Path,
+    progress: Callable[[float], None] = lambda _: None,
+    *,
+    overwrite: bool = False,
+    sweep: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Run a configuration and write its record.
+
+    Interrupted, it leaves a valid record of what was simulated so far, requests in flight as unfinished, and raises
+    KeyboardInterrupt.
+
+    Args:
+        values: the resolved configuration (`conf/sim.yaml`).
+        folder: where the record goes.
+        progress: called with the time of each arrival, seconds.
+        overwrite: whether the finished record of another configuration may be replaced.
+        sweep: which sweep the run belongs to (`voltana.app.sweeps`).
+
+    Returns:
+        The summary.
+
+    Raises:
+        UserError: something in the configuration or the trace is wrong, or the record cannot be written there.
+        PolicyError: a policy raised or answered what is not allowed; there is no summary then.
+    """
+    config = parse(SimConfig, values)
+    builder = RunBuilder(config)
+    spec, requests = builder.cluster(), builder.requests()
+    about = provenance("sim", dependencies("sim", values, builder.predictor_file), sweep)
+    with (
+        claim(folder, values, overwrite=overwrite) as claimed,
+        RecordWriter(folder, values, provenance=about, claimed=claimed) as writer,
+    ):
+        recorder = Recorder(writer, builder.slo, config.policy.about(), requests.about)
+        cluster = engine(config.engine)(spec, requests, recorder, writer.instance, progress)
+        started = time.perf_counter()
+
+        def close(interrupted: bool) -> dict[str, Any]:
+            wall = time.perf_counter() - started
+            return recorder.close(cluster.now_s, [i.meter for i in cluster.instances], wall, interrupted)
+
+        try:
+            with rare_garbage_collection(), PolicyError.of(f"run {folder}"):
+                cluster.run()
+        except KeyboardInterrupt:
+            close(interrupted=True)
+            raise
+        if not recorder.submitted:
+            raise requests.none_arrived()
+        summary = close(interrupted=False)
+    if config.bound:
+        from voltana.sim.studies.bound import KEY, add_bound
+
+        summary[KEY] = add_bound(RunRecord(folder)).total_j
+    return summary
+
+
+def engine(name: str) -> type[Cluster] | type[FastCluster]:
+    """The engine of a name; SimPy is imported for the reference alone."""
+    if name == "reference":
+        from voltana.sim.reference.cluster import Cluster
+
+        return Cluster
+    from voltana.sim.fast import FastCluster
+
+    return FastCluster
+
+
+@contextmanager
+def rare_garbage_collection() -> Iterator[None]:
+    """A simulation makes many objects and hardly any cycles: look for those a hundred times less often."""
+    thresholds = gc.get_threshold()
+    gc.set_threshold(100 * thresholds[0], *thresholds[1:])
+    try:
+        yield
+    finally:
+        gc.set_threshold(*thresholds)

@@ -1,0 +1,1 @@
+"""What both engines share of serving: requests on their way, limits, queues, meters, sensors."""

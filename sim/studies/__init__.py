@@ -1,0 +1,1 @@
+"""Studies that use the simulator, which knows none of them."""

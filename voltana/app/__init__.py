@@ -1,0 +1,1 @@
+"""What the commands share: configuration sections, the Hydra entry, help, and errors for people."""

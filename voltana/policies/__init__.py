@@ -1,0 +1,1 @@
+"""Frequency controllers and routers, one module per policy, and how they are built and asked."""

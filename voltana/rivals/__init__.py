@@ -1,1 +1,0 @@
-"""Published frequency controllers that EcoFreq is compared with, one module each."""
