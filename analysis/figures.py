@@ -22,7 +22,7 @@ from voltana.analysis.labels import Point, label_piles
 from voltana.analysis.runs import Run, RunSet, flat_config
 from voltana.analysis.tables import LEAST_FOR_INTERVAL, Estimate, Row, compare, estimate
 from voltana.errors import UserError
-from voltana.record.files import write_whole
+from voltana.files import write_whole
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist

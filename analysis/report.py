@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from hydra.experimental.callback import Callback
 
 from voltana.errors import UserError
-from voltana.record.files import write_whole
+from voltana.files import write_whole
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig

@@ -1,8 +1,12 @@
 """The wheel holds everything the commands need."""
 
+import shutil
 import subprocess
 import sys
+import sysconfig
 import tomllib
+import venv
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +15,7 @@ import pytest
 from voltana.app import extras
 
 ROOT = Path(__file__).parents[1]
-TOP_LEVEL = ("voltana", "sim", "live", "traces", "conf", "analysis")
+ROOMS = ("sim", "live", "traces", "conf", "analysis")
 
 
 WITHOUT_EXTRAS = """
@@ -84,9 +88,10 @@ def test_every_package_is_listed() -> None:
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
     installed_as = {folder: name for name, folder in settings["package-dir"].items()}
     found = {
-        installed_as.get("/".join(parts), ".".join(parts))
-        for top in TOP_LEVEL
+        installed_as.get("/".join(parts), ".".join(parts if parts[0] == "voltana" else ("voltana", *parts)))
+        for top in ("voltana", *ROOMS)
         for parts in (path.parent.relative_to(ROOT).parts for path in (ROOT / top).rglob("__init__.py"))
+        if not (parts[0] == "voltana" and parts[1:2] and parts[1] in ROOMS)
     }
     assert found == set(settings["packages"])
 
@@ -97,3 +102,49 @@ def test_make_says_what_it_does_before_it_installs(target: str, tmp_path: Path) 
     lines = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()
     (install,) = (index for index, line in enumerate(lines) if " pip install " in line)
     assert lines[install - 1].startswith('echo "Installing voltana')
+
+
+@pytest.fixture(scope="module", name="elsewhere")
+def _elsewhere(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The interpreter of an environment into which a wheel of this project was installed, and nothing else of it."""
+    folder = tmp_path_factory.mktemp("wheel")
+    source = folder / "source"
+    shutil.copytree(ROOT, source, symlinks=True, ignore=shutil.ignore_patterns(".*", "outputs", "build", "*.egg-info"))
+    pip = (sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet")
+    wheel = (*pip, "wheel", "--no-deps", "--wheel-dir", str(folder), str(source))
+    subprocess.run(wheel, check=True, capture_output=True, text=True)
+    shutil.rmtree(source)
+    venv.create(folder / "venv", with_pip=False)
+    (packages,) = (folder / "venv" / "lib").glob("python3*/site-packages")
+    with zipfile.ZipFile(next(folder.glob("*.whl"))) as archive:
+        archive.extractall(packages)
+    theirs = [path for path in map(Path, sysconfig.get_paths().values()) if path.name == "site-packages"]
+    (packages / "theirs.pth").write_text(str(theirs[0]))  # what this project needs, but not its editable install
+    return folder / "venv" / "bin" / "python"
+
+
+def test_the_wheel_has_one_name_of_ours(elsewhere: Path) -> None:
+    with zipfile.ZipFile(next(elsewhere.parents[2].glob("*.whl"))) as archive:
+        names = archive.namelist()
+    top = {name.partition("/")[0] for name in names if ".dist-info/" not in name}
+    assert top == {"voltana", "hydra_plugins"}
+    assert {name for name in names if name.startswith("hydra_plugins/") and name.count("/") == 1} == set()
+    shipped = {"voltana/conf/policy/voltana.yaml", "voltana/traces/data/sharegpt.json", "voltana/py.typed"}
+    assert shipped <= set(names)
+
+
+def test_the_wheel_runs_beside_packages_that_are_named_as_our_folders(elsewhere: Path, tmp_path: Path) -> None:
+    (packages,) = elsewhere.parents[1].glob("lib/python3*/site-packages")
+    for name in ROOMS:  # as `pip install traces` does, and as a user's own folder may
+        for folder in (packages / name, tmp_path / name):
+            folder.mkdir()
+            (folder / "__init__.py").write_text("raise RuntimeError('the wrong one')\n")
+    script = (
+        "from voltana.sim.run.commands import simulate; import voltana; assert 'venv' in voltana.__file__; simulate()"
+    )
+    words = ("policy=voltana", "rps=5", "duration_s=1", "hydra.run.dir=run")
+    done = subprocess.run(
+        [elsewhere, "-c", script, *words], cwd=tmp_path, capture_output=True, text=True, check=False, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "run" / "summary.json").is_file()

@@ -111,7 +111,7 @@ def _scaled(tokens: Ints, scale: float) -> Ints:
 
 def read_document(table: str) -> dict[str, Any]:
     """Read a shipped table with its provenance and the facts of its data."""
-    folder = files("traces") / "data"
+    folder = files("voltana.traces") / "data"
     known = sorted(entry.name.removesuffix(".json") for entry in folder.iterdir() if entry.name.endswith(".json"))
     if table not in known:
         raise fail("trace.table", table, ", ".join(known))

@@ -127,7 +127,7 @@ class _Told:
 
     def __init__(self) -> None:
         self.rows: list[tuple[Any, ...]] = []
-        """Those not asked for yet, as `voltana.live.servers.emulated.meter.Row`: all but the time None where forgotten."""
+        """Not asked for yet; as `voltana.live.servers.emulated.meter.Row`, all but the time None where forgotten."""
         self.count = 0
         """How many came, those before included."""
         self.end_s = -math.inf

@@ -42,6 +42,7 @@ from voltana.prediction.ecopred import EcoPred
 from voltana.record import RecordWriter, claim
 from voltana.record.provenance import dependencies, provenance
 from voltana.sim.plant.build import build_plant, gpus_per_host, kv_tokens
+from voltana.sim.serving.profiling import measured
 from voltana.state import LoadSnapshot
 from voltana.traces.build import build_requests, foreseen
 
@@ -251,11 +252,11 @@ class LiveRun:
         return build_bundle(config, offers)
 
     def _predictor(self) -> EcoPred:
-        config = self._config
-        self._predictor_file = file = predictor_file(config.predictor, config)
+        config, taken = self._config, measured(self._plant, self._config.profile)
+        self._predictor_file = file = predictor_file(config.predictor, config, taken)
         if config.predictor == AUTO and not file.is_file():
             self._view.say("predictor=auto: profiling the plant and fitting, once")
-        return load_predictor(config.predictor, config, self._plant)
+        return load_predictor(config.predictor, config, taken)
 
     async def _connect(
         self, servers: Servers, gpus: Gpus, controller: Controller, subscriber: Subscriber, highest_mhz: int

@@ -24,8 +24,8 @@ from scipy.optimize import least_squares
 
 from voltana.app.cli import explain
 from voltana.errors import UserError
+from voltana.files import write_whole
 from voltana.prediction.profile import Sample, read_profile
-from voltana.record.files import write_whole
 from voltana.sim.plant import EngineSpec, GpuSpec, ModelSpec, Plant
 from voltana.sim.run.compose import compose_sim
 

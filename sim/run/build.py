@@ -14,6 +14,7 @@ from voltana.sim.plant.build import build_plant, gpus_per_host, kv_tokens
 from voltana.sim.run.config import SimConfig
 from voltana.sim.serving.limits import Actuation, DecodeLimits, FrontEnd, LinkSpec, PrefillLimits
 from voltana.sim.serving.noise import latency_noise, length_predictor
+from voltana.sim.serving.profiling import measured
 from voltana.sim.serving.sensor import SensorSpec
 from voltana.sim.serving.spec import ClusterSpec, Drift
 from voltana.sim.serving.truth import Truth
@@ -78,9 +79,9 @@ class RunBuilder:
         )
 
     def _predictor(self) -> EcoPred:
-        config = self._config
-        predictor = load_predictor(config.predictor, config, self.plant)
-        self.predictor_file = predictor_file(config.predictor, config)
+        config, taken = self._config, measured(self.plant, self._config.profile)
+        predictor = load_predictor(config.predictor, config, taken)
+        self.predictor_file = predictor_file(config.predictor, config, taken)
         return predictor
 
     def _drift(self) -> Drift | None:

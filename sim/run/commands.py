@@ -44,13 +44,13 @@ def _simulate(config: DictConfig) -> None:
 
     from voltana.app.resolve import overwrite_of, resolve
     from voltana.app.sweeps import refuse_experiment_alone, this_sweep
-    from voltana.sim.run.simulate import run_once
+    from voltana.sim.run.worker import run_job
 
     refuse_experiment_alone()
     values, overwrite = resolve(config), overwrite_of(config)
     folder = Path(HydraConfig.get().runtime.output_dir)
     with _arrival_progress(values) as progress:
-        summary, already_there = run_once(values, folder, progress, overwrite=overwrite, sweep=this_sweep())
+        summary, already_there = run_job(values, folder, progress, overwrite=overwrite, sweep=this_sweep())
     if already_there:
         print(f"{short(folder)}: this run is there already; overwrite=true runs it again", file=sys.stderr)
     _print_run(values, summary, folder)
@@ -127,7 +127,7 @@ def _profile(config: DictConfig) -> None:
     try:
         measure = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError, ValueError) as error:
-        if module.startswith("live."):
+        if module.startswith("voltana.live."):
             require(f"profile.source={values['profile'].get('source')}", "live")
         allowed = "the dotted path of a function of configuration and output path"
         raise UserError(f"profile._target_: found {path!r}, allowed: {allowed} ({error})") from error
@@ -144,7 +144,7 @@ def profile_plant(values: dict[str, Any], out: Path) -> None:
     from voltana.app.config import PlantConfig, parse
     from voltana.prediction.profile import write_profile
     from voltana.sim.plant.build import build_plant
-    from voltana.sim.run import profiling
+    from voltana.sim.serving import profiling
 
     checked = parse(PlantConfig, values)
     samples = profiling.profile_plant(build_plant(checked), checked.profile)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from voltana.errors import PolicyError
-from voltana.record import RecordWriter, RunRecord, claim
+from voltana.record import RecordWriter, claim
 from voltana.record.provenance import already_there, dependencies, provenance
 from voltana.sim.run.build import RunBuilder
 from voltana.sim.run.config import SimConfig, parse
@@ -95,12 +95,7 @@ def simulate(
             raise
         if not recorder.submitted:
             raise requests.none_arrived()
-        summary = close(interrupted=False)
-    if config.bound:
-        from voltana.sim.studies.bound import KEY, add_bound
-
-        summary[KEY] = add_bound(RunRecord(folder)).total_j
-    return summary
+        return close(interrupted=False)
 
 
 def engine(name: str) -> type[Cluster] | type[FastCluster]:

@@ -9,15 +9,19 @@ import signal
 import threading
 import time
 import traceback
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import FrameType
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from voltana.app.cli import explain_job_error
 from voltana.errors import TakenError, UserError, one_line
-from voltana.record.files import write_whole
+from voltana.files import write_whole
+from voltana.record import RunRecord
 from voltana.record.schema import LOG
+
+if TYPE_CHECKING:
+    from voltana.sim.run.simulate import Outcome
 
 
 class Failure(NamedTuple):
@@ -78,10 +82,8 @@ def work(values: Mapping[str, Any], folder: Path, overwrite: bool, sweep: Mappin
     try:
         if _interrupted:
             raise KeyboardInterrupt
-        from voltana.sim.run.simulate import run_once
-
         (folder / LOG).unlink(missing_ok=True)
-        run_once(values, folder, overwrite=overwrite, sweep=sweep)
+        run_job(values, folder, overwrite=overwrite, sweep=sweep)
     except TakenError as error:  # the folder is another run's, so its log would be of that one
         return Failure(str(error), None, bad_input=True)
     except Exception as error:
@@ -93,6 +95,26 @@ def work(values: Mapping[str, Any], folder: Path, overwrite: bool, sweep: Mappin
     finally:
         _at_work = False
     return None
+
+
+def run_job(
+    values: Mapping[str, Any],
+    folder: Path,
+    progress: Callable[[float], None] = lambda _: None,
+    *,
+    overwrite: bool = False,
+    sweep: Mapping[str, Any] | None = None,
+) -> Outcome:
+    """A run as the commands make it: `run_once`, then the lower bound on its energy where `bound` asks for it."""
+    from voltana.sim.run.simulate import run_once
+
+    outcome = run_once(values, folder, progress, overwrite=overwrite, sweep=sweep)
+    if values["bound"]:
+        from voltana.sim.studies.bound import KEY, add_bound
+
+        if KEY not in outcome.summary:
+            outcome.summary[KEY] = add_bound(RunRecord(folder)).total_j
+    return outcome
 
 
 def _log(folder: Path, trace: str, reason: str) -> Path | None:

@@ -33,7 +33,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from voltana.app.terminal import plain_console
 from voltana.errors import UserError
-from voltana.record.files import write_whole
+from voltana.files import write_whole
 from voltana.state import Phase
 
 if TYPE_CHECKING:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from voltana.app.cli import hydra_command
 from voltana.app.terminal import plain_console
 from voltana.errors import UserError
-from voltana.record.files import write_whole
+from voltana.files import write_whole
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig

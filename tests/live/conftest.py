@@ -9,6 +9,6 @@ import pytest
 @pytest.fixture(autouse=True)
 def _loggers_speak(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     for name, logger in logging.root.manager.loggerDict.items():
-        if name.startswith("live") and isinstance(logger, logging.Logger):
+        if name.startswith("voltana.live") and isinstance(logger, logging.Logger):
             monkeypatch.setattr(logger, "disabled", False)
     yield

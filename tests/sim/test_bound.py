@@ -20,6 +20,7 @@ from voltana.sim.plant.build import build_plant
 from voltana.sim.run.compose import compose_sim
 from voltana.sim.run.config import SimConfig, parse
 from voltana.sim.run.simulate import simulate
+from voltana.sim.run.worker import run_job
 from voltana.sim.studies.bound import (
     KEY,
     Cluster,
@@ -278,8 +279,9 @@ def test_live_and_interrupted_runs_have_none(run: Run) -> None:
             add_bound(RunRecord(record.folder))
 
 
-def test_a_run_adds_it_itself_where_asked(run: Run) -> None:
-    record = run("policy=static_max", "requests=20", "bound=true")
+def test_a_run_adds_it_itself_where_asked(tmp_path: Path) -> None:
+    run_job(compose_sim("policy=static_max", "requests=20", "bound=true"), tmp_path)
+    record = RunRecord(tmp_path)
     assert record.summary["energy_bound_j"] == pytest.approx(bound_of(record).total_j, rel=1e-12)
 
 

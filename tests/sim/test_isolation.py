@@ -9,7 +9,7 @@ import pytest
 import voltana.policies.build
 from voltana.record import RunRecord
 
-WORLD = ("sim", "traces", "live", "simpy", "numpy.random")
+WORLD = ("voltana.sim", "voltana.traces", "voltana.live", "simpy", "numpy.random")
 FUTURE = ("output_tokens", "output", "finish_s")
 
 
@@ -46,7 +46,7 @@ def _slots(kind: type) -> list[str]:
 def _offences(thing: object) -> Iterator[str]:
     for part in _reachable(thing):
         module = type(part).__module__ or ""
-        if module.split(".")[0] in WORLD:
+        if f"{module}.".startswith(tuple(f"{world}." for world in WORLD)):
             yield f"reaches a {module}.{type(part).__name__}"
         named = [*_slots(type(part)), *getattr(part, "__dict__", {}), *(part if isinstance(part, dict) else ())]
         yield from (f"reads {name} of a {type(part).__name__}" for name in named if name in FUTURE)

@@ -10,20 +10,41 @@ import pytest
 import voltana
 
 ROOT = Path(voltana.__file__).parents[1]
+BORDER = ("voltana.state", "voltana.dispatch", "voltana.errors", "voltana.checks", "voltana.files", "voltana.conf")
+LIBRARY = {*BORDER, "voltana.policies", "voltana.prediction", "voltana.record", "voltana.app"}
+SIMULATOR = ("plant", "serving", "reference", "fast", "run", "studies", "calibration", "launcher")
 MAY_IMPORT = {
-    "voltana": set(),
-    "traces": {"voltana"},
-    "sim": {"traces", "voltana"},
-    "live": {"traces", "voltana", "voltana.sim.plant"},
-    "analysis": {"traces", "voltana"},
+    **{name: set(BORDER) for name in BORDER},
+    "voltana.policies": {*BORDER, "voltana.prediction"},
+    "voltana.prediction": {*BORDER, "voltana.record", "voltana.app"},
+    "voltana.record": set(BORDER),
+    "voltana.app": LIBRARY,
+    "voltana.traces": LIBRARY,
+    "voltana.sim": {*LIBRARY, "voltana.traces"},
+    "voltana.live": {*LIBRARY, "voltana.traces", "voltana.sim.plant", "voltana.sim.serving"},
+    "voltana.analysis": {*LIBRARY, "voltana.traces"},
+}
+"""What each room may import beside itself."""
+OUTERMOST = {"voltana.sim.run.worker imports voltana.sim.studies.bound"}
+"""What the commands add to a run; the run itself does not know it."""
+WITHIN_THE_SIMULATOR: dict[str, tuple[str, ...]] = {
+    "plant": (),
+    "serving": ("plant",),
+    "reference": ("plant", "serving"),
+    "fast": ("plant", "serving"),
+    "run": ("plant", "serving", "reference", "fast", "launcher"),
+    "launcher": ("run",),
+    "studies": (*SIMULATOR[:6], "launcher"),
+    "calibration": (*SIMULATOR[:6], "calibration"),
 }
 
 
 def modules(package: str) -> dict[str, Path]:
-    """Every module of a package by its dotted name."""
-    found = {}
-    for path in sorted((ROOT / package).rglob("*.py")):
-        parts = path.relative_to(ROOT).with_suffix("").parts
+    """Every module of a package by its dotted name; its folder may be a symbolic link."""
+    base = ROOT.joinpath(*package.split("."))
+    found = {package: base.with_suffix(".py")} if base.with_suffix(".py").is_file() else {}
+    for path in sorted(base.resolve().rglob("*.py")):
+        parts = [package, *path.relative_to(base.resolve()).with_suffix("").parts]
         found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
     return found
 
@@ -71,19 +92,37 @@ def test_imports_follow_the_arrows(package: str) -> None:
 
 
 def test_the_plant_stands_alone() -> None:
+    wrong = {f"{name} imports {other}" for name, other in simulator("plant") if within(other, "voltana.prediction")}
+    wrong |= {f"{name} imports {other}" for name, other in simulator("plant") if within(other, "voltana.policies")}
+    assert not wrong
+
+
+def simulator(room: str) -> Iterator[tuple[str, str]]:
+    """Each import within a room of the simulator."""
+    return ((name, other) for name in modules(f"voltana.sim.{room}") for other in imports(name))
+
+
+@pytest.mark.parametrize("room", SIMULATOR)
+def test_arrows_within_the_simulator(room: str) -> None:
+    allowed = [f"voltana.sim.{each}" for each in (room, *WITHIN_THE_SIMULATOR[room])]
     wrong = {
         f"{name} imports {other}"
-        for name in modules("sim/plant")
-        for other in imports(name)
-        if within(other, "sim") and not within(other, "voltana.sim.plant")
+        for name, other in simulator(room)
+        if within(other, "voltana.sim") and not any(within(other, each) for each in allowed)
     }
-    assert not wrong
+    assert not wrong - OUTERMOST
+
+
+def test_the_simulator_has_no_other_rooms() -> None:
+    shown = {path.name for path in (ROOT / "sim").iterdir() if not path.name.startswith("__pycache__")}
+    assert shown == {*SIMULATOR, "__init__.py"} and len(shown) <= 10
 
 
 def test_the_policy_library_knows_no_world() -> None:
     roots = {
         (node.module if isinstance(node, ast.ImportFrom) else alias.name).split(".")[0]
-        for name in modules("voltana")
+        for package in ("voltana.state", "voltana.dispatch", "voltana.policies", "voltana.prediction", "voltana.record")
+        for name in modules(package)
         for node in ast.walk(ast.parse(ALL[name].read_text()))
         if isinstance(node, ast.Import | ast.ImportFrom)
         for alias in node.names

@@ -1,4 +1,4 @@
-"""Where the predictor of a run comes from: a file, or a profile of the plant fitted once and kept.
+"""Where the predictor of a run comes from: a file, or a profile taken and fitted once and kept.
 
 What is kept lies in the user's cache folder under the hash of everything it depends on: the configuration of plant
 and profile, and the code that profiles, fits and computes physics.
@@ -8,35 +8,45 @@ from __future__ import annotations
 
 import hashlib
 import json
-from functools import cache
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import voltana
 from voltana.app.config import PlantConfig
 from voltana.errors import UserError
+from voltana.prediction import ecopred, fit, profile
 from voltana.prediction.ecopred import EcoPred
-from voltana.sim.plant.plant import Plant
 
 AUTO = "auto"
 
 
-def load_predictor(source: str, config: PlantConfig, plant: Plant) -> EcoPred:
-    """The predictor for a plant.
+class Measured(NamedTuple):
+    """What a predictor can be fitted to."""
+
+    samples: Callable[[], Sequence[profile.Sample]]
+    """Takes the profile, now."""
+    code: Sequence[Path]
+    """The source files that it depends on."""
+
+
+def load_predictor(source: str, config: PlantConfig, measured: Measured) -> EcoPred:
+    """The predictor of a run.
 
     Args:
         source: `auto`, or the path of a file written by voltana-fit.
+        config: what is profiled, and how.
+        measured: takes that profile.
 
     Raises:
         UserError: the file is not such a file, or the profile cannot be taken.
     """
-    path = predictor_file(source, config)
+    path = predictor_file(source, config, measured)
     if source != AUTO:
         return EcoPred.load(path)
     try:
         return EcoPred.load(path)
     except UserError:  # not there yet, or damaged
-        fitted = profile_and_fit(config, plant)
+        fitted = fit.fit_ecopred(measured.samples(), about_plant(config), config.profile.seed)
     try:
         fitted.save(path)
     except UserError as error:
@@ -44,18 +54,9 @@ def load_predictor(source: str, config: PlantConfig, plant: Plant) -> EcoPred:
     return EcoPred.load(path)
 
 
-def predictor_file(source: str, config: PlantConfig) -> Path:
+def predictor_file(source: str, config: PlantConfig, measured: Measured) -> Path:
     """Where the predictor of a run lies, or will."""
-    return Path(source) if source != AUTO else cache_folder() / f"ecopred-{_content_hash(config)}.json"
-
-
-def profile_and_fit(config: PlantConfig, plant: Plant) -> EcoPred:
-    """Profile the plant and fit, now."""
-    from voltana.prediction.fit import fit_ecopred
-    from voltana.sim.run.profiling import profile_plant
-
-    samples = profile_plant(plant, config.profile)
-    return fit_ecopred(samples, about_plant(config), config.profile.seed)
+    return Path(source) if source != AUTO else cache_folder() / f"ecopred-{_content_hash(config, measured.code)}.json"
 
 
 def about_plant(config: PlantConfig) -> dict[str, Any]:
@@ -70,15 +71,9 @@ def cache_folder() -> Path:
     return user_cache_path("voltana")
 
 
-def _content_hash(config: PlantConfig) -> str:
-    profile = config.profile.model_dump(mode="json")
-    text = json.dumps([config.gpu, config.model, config.serving.engine, profile], sort_keys=True) + _code_hash()
-    return hashlib.sha256(text.encode()).hexdigest()[:20]
-
-
-@cache
-def _code_hash() -> str:
-    here, library = Path(__file__).parent, Path(voltana.__file__).parent
-    sources = sorted(here.glob("*.py"))
-    sources += [library / name for name in ("fitting.py", "ecopred.py", "profile.py")]
-    return hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()
+def _content_hash(config: PlantConfig, code: Sequence[Path]) -> str:
+    settings = [config.gpu, config.model, config.serving.engine, config.profile.model_dump(mode="json")]
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
+    for path in (*sorted(code), *(Path(str(module.__file__)) for module in (ecopred, fit, profile))):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:20]

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 from voltana.errors import UserError
-from voltana.record.files import write_whole
+from voltana.files import write_whole
 from voltana.state import Phase
 
 FORMAT = "voltana-ecopred-1"

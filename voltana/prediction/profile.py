@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from voltana.errors import UserError
-from voltana.record.files import write_whole
+from voltana.files import write_whole
 from voltana.state import Phase
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from voltana.errors import TakenError, UserError
-from voltana.record.files import writing
+from voltana.files import writing
 from voltana.record.reader import RunRecord, flatten
 from voltana.record.schema import CONFIG, LOCK
 

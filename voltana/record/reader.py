@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import yaml
 
 from voltana.errors import UserError
-from voltana.record.files import PART
+from voltana.files import PART
 from voltana.record.schema import (
     CONFIG,
     INSTANCE_SCHEMA,

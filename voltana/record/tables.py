@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from voltana.record.files import PART, on_disk, writing
+from voltana.files import PART, on_disk, writing
 from voltana.record.schema import JOURNALS
 
 KEEP_EVERY_S = 2.0

@@ -12,8 +12,8 @@ from typing import Any, Self
 import yaml
 
 from voltana.errors import UserError
+from voltana.files import PART, write_whole, writing
 from voltana.record.claim import Claim, claim
-from voltana.record.files import PART, write_whole, writing
 from voltana.record.schema import (
     CONFIG,
     INSTANCE_SCHEMA,

@@ -219,7 +219,7 @@ def _copy_stubs(environment: Environment, stubs: Sequence[Path]) -> None:
 
 
 def _make_model(environment: Environment) -> None:
-    command = (str(environment.python), "-m", "voltana.live.servers.sglang.tiny_llama", str(environment.model))
+    command = (str(environment.python), "-P", "-m", "voltana.live.servers.sglang.tiny_llama", str(environment.model))
     _run(environment, STEP_TIMEOUT_S, *command)
 
 

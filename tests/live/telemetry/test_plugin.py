@@ -190,7 +190,7 @@ def test_the_hook_is_cheap() -> None:
 
 
 def test_the_plugin_imports_nothing_heavy() -> None:
-    heavy = "{'numpy', 'pandas', 'torch', 'scipy', 'pyarrow', 'hydra', 'pydantic', 'sim', 'simpy', 'asyncio'}"
+    heavy = "{'numpy', 'pandas', 'torch', 'scipy', 'pyarrow', 'hydra', 'pydantic', 'voltana.sim', 'simpy', 'asyncio'}"
     code = f"import sys, voltana.live.telemetry.sglang_plugin; print(sorted({heavy} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
     assert done.stdout.strip() == "[]"

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
 
 import numpy as np
 
 from voltana import checks
 from voltana.app.config import DecodeProfile, PrefillProfile, ProfileConfig
 from voltana.errors import UserError
+from voltana.prediction.cache import Measured
 from voltana.prediction.ecopred import BIN_ENDS
 from voltana.prediction.profile import Sample
+from voltana.sim import plant as plant_room
 from voltana.sim.plant.plant import Plant, Step
 from voltana.state import Phase
 
@@ -31,6 +35,13 @@ def profile_plant(plant: Plant, config: ProfileConfig) -> list[Sample]:
             samples.append(_measure("decode", clock, batch, kv_tokens, plant.decode(batch, kv_tokens, clock)))
     factors = np.exp(config.noise * rng.standard_normal((len(samples), 2)))
     return [_noisy(sample, *pair) for sample, pair in zip(samples, factors.tolist(), strict=True)]
+
+
+def measured(plant: Plant, config: ProfileConfig) -> Measured:
+    """What a predictor of a plant is fitted to, and the code it follows from."""
+    return Measured(
+        partial(profile_plant, plant, config), [*Path(plant_room.__file__).parent.glob("*.py"), Path(__file__)]
+    )
 
 
 def _prefill_loads(config: PrefillProfile) -> Iterator[tuple[int, int]]:

@@ -1,4 +1,4 @@
-"""The console scripts: all are alike, and files in a user's folder named like our packages do not take their place."""
+"""The console scripts: all tell the version, and files in a user's folder named like our packages change nothing."""
 
 import os
 import re
@@ -6,15 +6,17 @@ import subprocess
 import sys
 import tomllib
 from contextlib import suppress
+from importlib import import_module
 from pathlib import Path
 
 import pytest
-import voltana.scripts
 
+import voltana
 from voltana.record import find_records
 
-ROOT = Path(voltana.scripts.__file__).parents[1]
+ROOT = Path(voltana.__file__).parents[1]
 SETTINGS = tomllib.loads((ROOT / "pyproject.toml").read_text())
+ROOMS = ("analysis", "conf", "live", "sim", "traces")
 POLICY = """
 from voltana.state import Decision
 
@@ -36,8 +38,8 @@ decode_controller: {_target_: mine.Mine}
 
 @pytest.fixture(name="folder")
 def _folder(tmp_path: Path) -> Path:
-    """A user's folder with a policy, and with every name of ours taken."""
-    for name in voltana.BESIDE:
+    """A user's folder with a policy, and with every name of our folders taken."""
+    for name in ROOMS:
         (tmp_path / name).mkdir()
         for path in (tmp_path / f"{name}.py", tmp_path / name / "__init__.py"):
             path.write_text("raise RuntimeError('the wrong one')\n")
@@ -63,18 +65,16 @@ def test_a_sweep_and_its_workers_find_ours_and_the_users_policy(folder: Path) ->
     assert "mine" in run(folder, str(scripts / "voltana-compare"), "runs=runs", "columns=short")
 
 
-def test_processes_that_commands_start_find_ours(folder: Path) -> None:
-    assert "usage" in run(folder, *voltana.scripts.module_command("voltana.sim.run.rerun", "--help"))
-    started = re.compile(r'sys\.executable,\s*"-m",\s*"(?:live|sim|analysis|traces)\b')
-    around = [path for package in voltana.BESIDE for path in (ROOT / package).rglob("*.py")]
-    assert not [path for path in around if started.search(path.read_text())], "voltana.scripts.module_command"
+def test_modules_run_by_name_find_ours(folder: Path) -> None:
+    assert "usage" in run(folder, sys.executable, "-m", "voltana.sim.studies.bound", "--help")
 
 
-def test_every_script_is_one_that_sees_to_it() -> None:
-    for name, target in SETTINGS["project"]["scripts"].items():
-        module, _, function = target.partition(":")
-        assert module == "voltana.scripts", name
-        assert callable(getattr(voltana.scripts, function))
+def test_processes_that_commands_start_look_past_the_folder_they_are_typed_in() -> None:
+    started = re.compile(r'(?<!"python", )"-m",\s*"voltana\.')
+    safe = re.compile(r'"-P",\s*"-m",\s*"voltana\.')
+    around = [path for room in ROOMS for path in (ROOT / room).rglob("*.py")]
+    wrong = [path for path in around if len(started.findall(path.read_text())) != len(safe.findall(path.read_text()))]
+    assert around and not wrong
 
 
 @pytest.mark.parametrize("name", SETTINGS["project"]["scripts"])
@@ -82,11 +82,7 @@ def test_every_script_tells_the_version(
     name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(sys, "argv", [name, "--version"])
+    module, _, function = SETTINGS["project"]["scripts"][name].partition(":")
     with suppress(SystemExit):
-        getattr(voltana.scripts, SETTINGS["project"]["scripts"][name].partition(":")[2])()
+        getattr(import_module(module), function)()
     assert capsys.readouterr().out == f"{name} {voltana.__version__}\n"
-
-
-def test_every_package_of_ours_comes_first() -> None:
-    packages = {name.partition(".")[0] for name in SETTINGS["tool"]["setuptools"]["packages"]}
-    assert packages == {"voltana", "hydra_plugins", *voltana.BESIDE}
