@@ -3,6 +3,7 @@
 import asyncio
 import os
 import signal
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,9 @@ import pytest
 from voltana.errors import UserError
 from voltana.live.clocks.control import SimulatedControl
 from voltana.live.controller import Controller
+from voltana.live.servers.sglang import launch
 from voltana.live.servers.sglang.environment import Environment
-from voltana.live.servers.sglang.launch import SglangServers
+from voltana.live.servers.sglang.launch import SglangServers, free_ports
 from voltana.sim.run.compose import compose_sim
 from voltana.state import Decision, LoadSnapshot
 
@@ -48,6 +50,23 @@ async def test_a_server_that_cannot_start_says_why(environment: Environment, tmp
         await servers.start()
     assert "no-model" in str(caught.value) and str(tmp_path / "logs" / "unified-0.log") in str(caught.value)
     assert servers.endpoints == {}
+
+
+async def test_a_port_that_is_taken_meanwhile_costs_a_start(
+    environment: Environment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SGLang binds its ports up to a minute after they were found free."""
+    servers = SglangServers(
+        environment.python, environment.model, prefill=0, decode=0, unified=1, folder=tmp_path / "logs"
+    )
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        first = [*launch.free_ports("127.0.0.1", 1), taken.getsockname()[1]]
+        found = iter([first])
+        monkeypatch.setattr(launch, "free_ports", lambda host, count: next(found, None) or free_ports(host, count))
+        async with servers:
+            (endpoint,) = servers.endpoints.values()
+            assert endpoint.port != first[0] and servers.status(endpoint.name) is None
+    assert next(found, None) is None, "the first start had that port"
 
 
 class BusyOrIdle:

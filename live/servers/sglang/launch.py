@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import logging
 import random
+import re
 import shutil
 import signal
 import socket
@@ -33,10 +34,21 @@ logger = logging.getLogger(__name__)
 PORTS = range(20_000, 32_000)
 """Below those that systems hand out to clients: a server takes its port a minute after it was chosen."""
 
+PORTS_PER_SERVER = 3
+"""Where it answers, where prefill and decode servers meet, and where the processes of its GPUs find each other."""
+LOOKED_AT = 200
+"""Lines at the end of a log that may tell why a server ended."""
 POLL_S = 0.5
 HEALTH_TIMEOUT_S = 5.0
+STARTS = 3
+"""How often servers are started in all where one of them finds a port taken meanwhile."""
+PORT_TAKEN = re.compile("address already in use|EADDRINUSE", re.IGNORECASE)
 TELL_EVERY_S = 15.0
 """While waiting, say for whom."""
+
+
+class _PortTakenError(UserError):
+    """A server ended because somebody else had come to listen at one of its ports."""
 
 
 class SglangServers:
@@ -150,10 +162,23 @@ class SglangServers:
     async def start(self) -> None:
         """Start all servers and wait until they are healthy; progress goes to the log.
 
+        A server takes its ports up to a minute after they were found free. If another program has taken one meanwhile,
+        all are started once more, with other ports.
+
         Raises:
             UserError: a server could not be started, ended, or was not healthy in time. All others are stopped.
         """
         self.check()
+        for again in range(1, STARTS):
+            try:
+                return await self._start_once()
+            except _PortTakenError as error:
+                logger.warning("start %d of %d, as a port was taken: %s", again + 1, STARTS, error)
+                if self._folder is not None:
+                    shutil.rmtree(self._folder, ignore_errors=True)
+        return await self._start_once()
+
+    async def _start_once(self) -> None:
         # Short, for the path of a socket may have no more than 107 characters.
         self._folder = folder = Path(tempfile.mkdtemp(prefix="voltana-sglang-"))
         logs = self._logs or folder
@@ -165,7 +190,7 @@ class SglangServers:
             raise
 
     async def _start_all(self, folder: Path, logs: Path) -> None:
-        ports = iter(free_ports(self._host, 2 * len(self._names)))
+        ports = iter(free_ports(self._host, PORTS_PER_SERVER * len(self._names)))
         for number, (name, role) in enumerate(self._names):
             log = logs / f"{name}.log"
             endpoint = Endpoint(
@@ -178,7 +203,7 @@ class SglangServers:
                 0,
                 log,
             )
-            process = self._processes[name] = self._process(endpoint, number, folder, log)
+            process = self._processes[name] = self._process(endpoint, number, next(ports), folder, log)
             try:
                 await process.start()
             except OSError as error:
@@ -187,11 +212,11 @@ class SglangServers:
         await self._until_healthy()
         self._watches = [asyncio.create_task(self._watch(process)) for process in self._processes.values()]
 
-    def _process(self, endpoint: Endpoint, number: int, folder: Path, log: Path) -> ServerProcess:
+    def _process(self, endpoint: Endpoint, number: int, group_port: int, folder: Path, log: Path) -> ServerProcess:
         socket_file = folder / f"{endpoint.name}.sock"
         return ServerProcess(
             endpoint.name,
-            [str(self._python), "-m", "sglang.launch_server", *arguments(self._flags_of(endpoint, number))],
+            [str(self._python), "-m", "sglang.launch_server", *arguments(self._flags_of(endpoint, number, group_port))],
             self._environment_of(endpoint, number),
             folder,
             log,
@@ -199,8 +224,9 @@ class SglangServers:
             self._stop_timeout_s,
         )
 
-    def _flags_of(self, endpoint: Endpoint, number: int) -> dict[str, Any]:
+    def _flags_of(self, endpoint: Endpoint, number: int, group_port: int) -> dict[str, Any]:
         own: dict[str, Any] = {"model-path": self._model, "host": endpoint.host, "port": endpoint.port}
+        own["nccl-port"] = group_port
         if endpoint.bootstrap_port:
             own["disaggregation-bootstrap-port"] = endpoint.bootstrap_port
         if self._gpus:
@@ -246,7 +272,8 @@ class SglangServers:
         endpoint, process = self.endpoints[name], self._processes[name]
         while process.age_s < self._start_timeout_s:
             if process.status is not None:
-                raise UserError(process.ended_how(process.status))
+                taken = any(map(PORT_TAKEN.search, process.last_lines(LOOKED_AT)))
+                raise (_PortTakenError if taken else UserError)(process.ended_how(process.status))
             if await is_healthy(endpoint.host, endpoint.port):
                 return
             await asyncio.sleep(POLL_S)
