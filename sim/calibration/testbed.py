@@ -4,12 +4,14 @@ DATA is as for `voltana.sim.studies.published`. Eight constants are shared by al
 TTFT being ten times ITL. Only the two series at fixed clocks are fitted: the third follows from its policy, which reads
 telemetry. Printed are the constants, each with the interval that 95 % of bootstrapped fits stay in (the points of each
 panel drawn anew, the fit linear around the best), and what a fit without a panel says of it, that panel's own objective
-aside. It makes some hundred passes over 52 points, 12 s each on two free cores. See `docs/validation.md`.
+aside. It makes some hundred passes over 52 points, 12 s each on two free cores; with `--notes FILE` it can be stopped
+and goes on where it was. See `docs/validation.md`.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import math
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,6 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from voltana.errors import UserError
+from voltana.files import write_whole
 from voltana.record import COMPLETED, RunRecord
 from voltana.sim.run.simulate import simulate
 from voltana.sim.studies.published import ADAPTIVE, PROCESSES, Cell, Point, busy_energy_j, configuration, read_panels
@@ -75,6 +78,63 @@ class Fit(NamedTuple):
     outcomes: list[Outcome]
 
 
+class Notes:
+    """How far a fit has come: told on stderr and kept in a file, so that an interrupted one goes on where it stopped.
+
+    Args:
+        path: the file, of all fits; None: none is kept.
+        name: of the fit.
+    """
+
+    def __init__(self, path: Path | None, name: str) -> None:
+        self._path, self._name = path, name
+        self._kept: dict[str, Any] = read_json(path) if path is not None and path.exists() else {}
+        mine = self._kept.get(name, {})
+        self.constants: dict[str, float] | None = mine.get("constants")
+        """The best so far; None: not begun."""
+        self.rounds: int = mine.get("rounds", 0)
+        """Rounds that need not be made again."""
+        self._passes = 0
+
+    def tell(self, loss: float) -> None:
+        """A pass over the points came to this loss."""
+        self._passes += 1
+        print(
+            f"{self._name}: pass {self._passes}, round {self.rounds + 1} of {ROUNDS}, loss {loss:.1f}", file=sys.stderr
+        )
+
+    def take_down(self, constants: Mapping[str, float]) -> None:
+        """A round ended with these."""
+        self.constants = {key: float(value) for key, value in constants.items()}
+        self.rounds += 1
+        self._keep()
+
+    def done(self) -> None:
+        """No further round is worth it."""
+        self.rounds = ROUNDS
+        self._keep()
+
+    def _keep(self) -> None:
+        if self._path is not None and self.constants is not None:
+            self._kept[self._name] = {"constants": self.constants, "rounds": self.rounds}
+            write_whole(self._path, json.dumps(self._kept, indent=1))
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The notes of earlier fits.
+
+    Raises:
+        UserError: it is not such a file.
+    """
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: {error}, allowed: a file written by --notes") from error
+    if not isinstance(found, dict):
+        raise UserError(f"{path}: found {type(found).__name__}, allowed: a file written by --notes")
+    return found
+
+
 def run(point: Point, constants: Mapping[str, float]) -> Outcome:
     """Simulate a published point."""
     values: dict[str, Any] = configuration(point.cell)
@@ -83,7 +143,7 @@ def run(point: Point, constants: Mapping[str, float]) -> Outcome:
         part = values
         for name in path:
             part = part[name]
-        part[last] = value
+        part[last] = float(value)  # a fit's own are NumPy's, which YAML does not know
     with TemporaryDirectory(prefix="voltana-testbed-") as name:
         end_s = simulate(values, Path(name))["end_s"]
         record = RunRecord(Path(name))
@@ -116,16 +176,25 @@ def best_objectives(found: Sequence[Outcome]) -> dict[str, float]:
     return best
 
 
-def fit(points: Sequence[Point], start: Mapping[str, float], pool: Executor) -> Fit:
-    """Damped Gauss-Newton steps over the constants, the objectives being the best for each."""
+def fit(points: Sequence[Point], start: Mapping[str, float], pool: Executor, notes: Notes) -> Fit:
+    """Damped Gauss-Newton steps over the constants, the objectives being the best for each.
+
+    Args:
+        points: what was published.
+        start: the constants to begin with, unless the notes know better.
+        pool: runs the simulations.
+        notes: take down the best constants after every round.
+    """
 
     def at(constants: Mapping[str, float]) -> tuple[Fit, Array]:
         found = outcomes(points, constants, pool)
         objectives = best_objectives(found)
-        return Fit(dict(constants), objectives, found), residuals(found, objectives)
+        rest = residuals(found, objectives)
+        notes.tell(float(rest @ rest))
+        return Fit(dict(constants), objectives, found), rest
 
-    best, rest = at(start)
-    for _ in range(ROUNDS):
+    best, rest = at(notes.constants or start)
+    for _ in range(notes.rounds, ROUNDS):
         slopes = np.array([at(_moved(best.constants, key))[1] - rest for key in STEPS]).T
         for damping in (DAMPING, 10 * DAMPING, 100 * DAMPING):
             change = _solve(slopes, rest, damping)
@@ -138,8 +207,10 @@ def fit(points: Sequence[Point], start: Mapping[str, float], pool: Executor) -> 
             break
         gain = 1 - (left @ left) / (rest @ rest)
         best, rest = trial, left
+        notes.take_down(best.constants)
         if gain < 0.01:
             break
+    notes.done()
     return best
 
 
@@ -224,21 +295,32 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prog="python -m voltana.sim.calibration.testbed", description=(__doc__ or "").partition("\n")[0]
     )
     parser.add_argument("data", type=Path, help="folder with paper/*.csv")
+    parser.add_argument(
+        "--notes", type=Path, metavar="FILE", help="keeps how far the fits are; given again, they go on"
+    )
     options = parser.parse_args(arguments)
     try:
         points = [point for point in read_panels(options.data) if point.cell.series != ADAPTIVE]
+        _fit_and_print(points, options.notes)
     except UserError as problem:
         print(problem, file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("interrupted" + (f"; {options.notes} goes on from here" if options.notes else ""), file=sys.stderr)
+        return 130
+    return 0
+
+
+def _fit_and_print(points: Sequence[Point], notes: Path | None) -> None:
     with _workers() as pool:
-        best = fit(points, shipped(), pool)
+        best = fit(points, shipped(), pool, Notes(notes, "all panels"))
         print(fit_table(best, intervals(best, pool)), end="\n\n", flush=True)
         print("| left out | its objective | TTFT, points | ITL, points | energy |", "|---|" + "---:|" * 4, sep="\n")
         for model in best.objectives_s:
             others = [point for point in points if point.cell.model != model]
             mine = [point for point in points if point.cell.model == model]
-            print(left_out_row(model, outcomes(mine, fit(others, best.constants, pool).constants, pool)), flush=True)
-    return 0
+            without = fit(others, best.constants, pool, Notes(notes, f"without {model}"))
+            print(left_out_row(model, outcomes(mine, without.constants, pool)), flush=True)
 
 
 if __name__ == "__main__":

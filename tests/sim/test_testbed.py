@@ -2,10 +2,12 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from voltana.errors import UserError
 from voltana.sim.calibration import testbed
 from voltana.sim.calibration.testbed import STEPS, Outcome
 from voltana.sim.studies.published import Cell, Point
@@ -52,7 +54,7 @@ def test_the_fit_finds_the_constants_that_made_the_points(monkeypatch: pytest.Mo
     rng = np.random.default_rng(4)
     true = {key: 1.0 + 0.06 * rng.uniform(-1, 1) for key in KEYS}
     points = published(true)
-    best = testbed.fit(points, START, pool)
+    best = testbed.fit(points, START, pool, testbed.Notes(None, "test"))
     before = np.abs([START[key] - true[key] for key in KEYS])
     after = np.abs([best.constants[key] - true[key] for key in KEYS])
     assert after.mean() < before.mean() / 3
@@ -76,7 +78,8 @@ def test_constants_go_into_the_configuration() -> None:
     shipped = testbed.shipped()
     assert shipped.keys() == STEPS.keys()
     point = Point(Cell("qwen3_32b", "sharegpt", "sglang_f1005", 2.0), 100.0, 100.0, 1.0)
-    usual, slow = (testbed.run(point, shipped | {"front_end.leg_s": leg}) for leg in (0.0, 0.2))
+    legs = (0.0, np.float64(0.2))  # as the first pass has it, and as the steps of a fit do
+    usual, slow = (testbed.run(point, shipped | {"front_end.leg_s": leg}) for leg in legs)
     assert np.median(slow.ttft_s) - np.median(usual.ttft_s) > 0.4
     assert len(slow.mean_itl_s) == len(usual.mean_itl_s) > 100
 
@@ -84,3 +87,26 @@ def test_constants_go_into_the_configuration() -> None:
 def test_bad_data_is_told_in_one_line(tmp_path: object, capsys: pytest.CaptureFixture[str]) -> None:
     assert testbed.main([str(tmp_path)]) == 2
     assert "paper: found no *.csv" in capsys.readouterr().err
+
+
+def test_an_interrupted_fit_goes_on(monkeypatch: pytest.MonkeyPatch, pool: Executor, tmp_path: Path) -> None:
+    monkeypatch.setattr(testbed, "STEPS", dict.fromkeys(KEYS, 0.02))
+    points, path = published(dict.fromkeys(KEYS, 1.03)), tmp_path / "notes.json"
+    left = iter(range(25 * len(points)))
+
+    def interrupted(point: Point, constants: Mapping[str, float]) -> Outcome:
+        if next(left, None) is None:
+            raise KeyboardInterrupt
+        return respond(point, constants)
+
+    monkeypatch.setattr(testbed, "run", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        testbed.fit(points, START, pool, testbed.Notes(path, "test"))
+    kept = testbed.Notes(path, "test")
+    assert kept.constants is not None and kept.constants != START and 0 < kept.rounds < testbed.ROUNDS
+    monkeypatch.setattr(testbed, "run", respond)
+    best = testbed.fit(points, START, pool, kept)
+    assert testbed.Notes(path, "test").constants == best.constants
+    with pytest.raises(UserError, match="allowed: a file written by --notes"):
+        path.write_text("[1]")
+        testbed.Notes(path, "test")
