@@ -1,8 +1,9 @@
 """The frequency controllers of a live cluster: telemetry in, clock commands out.
 
 One `FrequencyController` per instance, the same objects as in the simulator, made by `voltana.app.bundle`. It
-is asked when it would be asked there: before every iteration, and after as much idle time as it wished. A command is
-sent only when it differs from the last one.
+is asked when it would be asked there: before every iteration, and after as much idle time as it wished. What clock an
+instance is to have is kept by its GPUs (`voltana.live.gpus`), which bring it into force; a command is sent only when it
+differs.
 """
 
 from __future__ import annotations
@@ -12,9 +13,9 @@ import logging
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Protocol
 
 from voltana.errors import UserError
+from voltana.live.gpus import Clocks
 from voltana.live.latency import LatencyHistogram
 from voltana.live.telemetry.message import IDLE, Telemetry
 from voltana.live.telemetry.subscriber import Subscriber
@@ -26,25 +27,11 @@ SILENT_S = 5.0
 """Without telemetry for so long an instance is driven blindly; servers publish every second even when idle."""
 
 
-class ClockClient(Protocol):
-    """What drives clocks. Neither method waits: it hands the command on and returns."""
-
-    def set_clock(self, instance: str, clock_mhz: int) -> None:
-        """Lock the SM clock of all GPUs of an instance."""
-        ...
-
-    def set_power_cap(self, instance: str, power_cap_w: float | None) -> None:
-        """Set the power limit of every GPU of an instance; None: the GPU's own."""
-        ...
-
-
 @dataclass
 class _Instance:
     """What is remembered of an instance."""
 
     controller: FrequencyController
-    clock_mhz: int = 0
-    power_cap_w: float | None = None
     load: LoadSnapshot = IDLE
     ask_when_idle_s: float | None = None
     asked_s: float = 0.0
@@ -61,7 +48,7 @@ class Controller:
     Args:
         controllers: one for each instance.
         clocks: where commands go.
-        subscriber: where telemetry comes from; its `on_telemetry` is set.
+        subscriber: where telemetry comes from; it, or somebody between, calls `on_telemetry`.
         blind_mhz: clock of an instance that has been silent for `silent_s`; None: keep the last. The highest clock
             is the safe choice, since then nobody sees whether the objectives are met.
         silent_s: see there.
@@ -75,7 +62,7 @@ class Controller:
     def __init__(
         self,
         controllers: Mapping[str, FrequencyController],
-        clocks: ClockClient,
+        clocks: Clocks,
         subscriber: Subscriber,
         *,
         blind_mhz: int | None = None,
@@ -108,20 +95,19 @@ class Controller:
             instance.heard_s = time.monotonic()
             instance.asked_s = instance.load.idle_s  # longer than for ever it cannot idle: not before an iteration
             self._ask(name, instance)
-        self._subscriber.on_telemetry = self.on_telemetry
         self._watch = self._loop.create_task(self._watch_silence())
 
     def stop(self) -> None:
         """Decide nothing any more; the clocks stay as they are."""
-        self._subscriber.on_telemetry = None
+        self._loop = None
         if self._watch is not None:
             self._watch.cancel()
         for instance in self._instances.values():
             _cancel(instance)
 
     def clock_mhz(self, instance: str) -> int:
-        """The clock commanded last."""
-        return self._instances[instance].clock_mhz
+        """The clock commanded last; 0 before."""
+        return self._clocks.setpoint(instance).clock_mhz
 
     def changes(self, instance: str) -> int:
         """Clocks commanded to an instance, the one at the start not counted."""
@@ -135,9 +121,9 @@ class Controller:
     # Telemetry
 
     def on_telemetry(self, telemetry: Telemetry) -> None:
-        """Take a message in; decide if an iteration is about to run."""
+        """Take a message in; decide if an iteration is about to run. Not before `start`, nor after `stop`."""
         instance = self._instances.get(telemetry.instance)
-        if instance is None:
+        if instance is None or self._loop is None:
             return
         instance.load = telemetry.load
         instance.heard_s = telemetry.received_s
@@ -180,14 +166,14 @@ class Controller:
 
     def _ask(self, name: str, instance: _Instance) -> None:
         power_w, cluster_power_w = self._power(name, instance.controller)
-        load = instance.load._replace(clock_mhz=instance.clock_mhz, power_w=power_w, cluster_power_w=cluster_power_w)
+        load = instance.load._replace(clock_mhz=self.clock_mhz(name), power_w=power_w, cluster_power_w=cluster_power_w)
         try:
             decision = instance.controller.decide(load)
             self._command(name, instance, decision)
         except Exception as error:  # whoever called it must not lose its telemetry for that
             self.errors += 1
             if self.errors == 1:
-                logger.warning("%s: the decision failed, its clock stays at %d MHz", name, instance.clock_mhz)
+                logger.warning("%s: the decision failed, its clock stays at %d MHz", name, self.clock_mhz(name))
                 self._on_error(error)
 
     def _power(self, name: str, controller: FrequencyController) -> tuple[float | None, float | None]:
@@ -199,17 +185,15 @@ class Controller:
 
     def _command(self, name: str, instance: _Instance, decision: Decision) -> None:
         instance.ask_when_idle_s = decision.ask_when_idle_s
-        if decision.power_cap_w != instance.power_cap_w:
+        if decision.power_cap_w != self._clocks.setpoint(name).power_cap_w:
             self._clocks.set_power_cap(name, decision.power_cap_w)
-            instance.power_cap_w = decision.power_cap_w
         self._drive(name, instance, decision.clock_mhz)
 
     def _drive(self, name: str, instance: _Instance, clock_mhz: int) -> None:
-        if clock_mhz == instance.clock_mhz:
-            return
-        self._clocks.set_clock(name, clock_mhz)
-        instance.changes += bool(instance.clock_mhz)
-        instance.clock_mhz = clock_mhz
+        before_mhz = self.clock_mhz(name)
+        if clock_mhz != before_mhz:
+            self._clocks.set_clock(name, clock_mhz)
+            instance.changes += bool(before_mhz)
 
     # Silence
 

@@ -4,22 +4,30 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left
+from collections.abc import Sequence
+
+FINE_S = tuple(1e-6 * 10 ** (step / 20) for step in range(141))
+"""Bounds of bins that each are 12 % wide, from 1 us to 10 s: quantiles to 12 %."""
 
 
 class LatencyHistogram:
-    """Counts latencies in bins that each are 12 % wide, from 1 us to 10 s: bounded memory, quantiles to 12 %."""
+    """Counts latencies.
 
-    BOUNDS_S = tuple(1e-6 * 10 ** (step / 20) for step in range(141))
+    Args:
+        bounds_s: upper bounds of the bins, ascending; what is longer has a bin of its own.
+    """
 
-    def __init__(self) -> None:
-        self.counts = [0] * (len(self.BOUNDS_S) + 1)
+    def __init__(self, bounds_s: Sequence[float] = FINE_S) -> None:
+        self.bounds_s = bounds_s
+        self.counts = [0] * (len(bounds_s) + 1)
         self.total = 0
-        self.max_s = 0.0
+        self.sum_s = self.max_s = 0.0
 
     def add(self, latency_s: float) -> None:
         """Count one."""
-        self.counts[bisect_left(self.BOUNDS_S, latency_s)] += 1
+        self.counts[bisect_left(self.bounds_s, latency_s)] += 1
         self.total += 1
+        self.sum_s += latency_s
         self.max_s = max(self.max_s, latency_s)
 
     def quantile_s(self, share: float) -> float | None:
@@ -27,7 +35,7 @@ class LatencyHistogram:
         if not self.total:
             return None
         seen, wanted = 0, math.ceil(share * self.total)
-        for bound_s, number in zip([*self.BOUNDS_S, math.inf], self.counts, strict=True):
+        for bound_s, number in zip([*self.bounds_s, math.inf], self.counts, strict=True):
             seen += number
             if seen >= wanted:
                 return min(bound_s, self.max_s)

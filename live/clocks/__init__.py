@@ -1,1 +1,1 @@
-"""GPU clocks, power and energy behind one interface: NVML, simulated, recorded; and the process that owns them."""
+"""GPU clocks, power and energy behind one interface: NVML, simulated; and the process that owns them."""

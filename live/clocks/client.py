@@ -21,6 +21,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Self, TypeVar
 
@@ -29,34 +30,11 @@ import msgspec
 from voltana.errors import UserError
 from voltana.live.clocks import protocol
 from voltana.live.clocks.device import GpuInfo, Reading
-from voltana.live.clocks.protocol import (
-    AnyReply,
-    Applied,
-    Changed,
-    Done,
-    Feed,
-    Hello,
-    Lost,
-    Own,
-    Ping,
-    Read,
-    Readings,
-    Refused,
-    Release,
-    Request,
-    SetClock,
-    SetPower,
-    Setting,
-    Slow,
-    Superseded,
-    Watch,
-    Welcome,
-)
+from voltana.live.clocks.protocol import AnyReply, Event, Request, Setting
 from voltana.live.clocks.simulated import Load
 
-Answer = TypeVar("Answer", Done, Welcome, Readings)
+Answer = TypeVar("Answer", protocol.Done, protocol.Welcome, protocol.Readings)
 log = logging.getLogger(__name__)
-Event = Applied | Superseded | Refused | Changed | Slow | Lost
 
 
 class ClockError(Exception):
@@ -99,14 +77,16 @@ class ClockClient:
         self._on_event = on_event or (lambda event: None)
         self._ids = itertools.count()
         self._waiting: dict[int, Future[AnyReply]] = {}
-        self._commanded: dict[tuple[str, Setting], tuple[int, float | None]] = {}
+        self._desired: dict[tuple[str, Setting], _Desired] = {}
         self._outgoing = _Outgoing(_connect(path))
         self._lost: str | None = None
         self._heartbeat_s = 1.0
         self._thread = threading.Thread(target=self._receive, name="clocks", daemon=True)
         self._thread.start()
         try:
-            welcome = self._ask(Hello(id=self._next(), protocol=protocol.PROTOCOL, name=name), Welcome)
+            welcome = self._ask(
+                protocol.Hello(id=self._next(), protocol=protocol.PROTOCOL, name=name), protocol.Welcome
+            )
         except ClockError:
             self.close()
             raise
@@ -122,13 +102,13 @@ class ClockClient:
 
     def own(self, group: str, gpus: Sequence[int]) -> None:
         """Make GPUs mine, to be commanded together under a name. Blocks."""
-        self._ask(Own(id=self._next(), group=group, gpus=list(gpus)), Done)
+        self._ask(protocol.Own(id=self._next(), group=group, gpus=list(gpus)), protocol.Done)
 
     def release(self, group: str) -> None:
         """Have the GPUs of a group restored and give them up. Blocks."""
-        self._ask(Release(id=self._next(), group=group), Done)
-        for command in [command for command in list(self._commanded) if command[0] == group]:
-            self._commanded.pop(command, None)
+        self._ask(protocol.Release(id=self._next(), group=group), protocol.Done)
+        for command in [command for command in list(self._desired) if command[0] == group]:
+            self._desired.pop(command, None)
 
     # Commanding: fire and forget
 
@@ -136,29 +116,36 @@ class ClockClient:
         """Lock the clock of a group; None: back to the default. Does not block.
 
         What comes of it is told to `on_event`, under the number returned (except where a newer command took its place
-        before it was sent). None is returned if this is what was commanded last, and nothing is sent: a controller
-        may call this at every iteration.
+        before it was sent). None is returned if this is what was commanded last and not refused: nothing is sent, as
+        the owner brings what was commanded into force, however often that takes.
 
         Raises:
             ClockError: the owner is gone.
         """
-        return self._command(group, "clock", mhz, lambda number: SetClock(id=number, group=group, mhz=mhz))
+        return self._command(group, "clock", mhz, lambda number: protocol.SetClock(id=number, group=group, mhz=mhz))
 
     def set_power_cap(self, group: str, watts: float | None) -> int | None:
         """Cap the power of each GPU of a group, W; None: back to what was found. Otherwise as `set_clock`."""
-        return self._command(group, "power", watts, lambda number: SetPower(id=number, group=group, watts=watts))
+        return self._command(
+            group, "power", watts, lambda number: protocol.SetPower(id=number, group=group, watts=watts)
+        )
 
     def _command(
         self, group: str, setting: Setting, value: float | None, build: Callable[[int], Request]
     ) -> int | None:
-        last = self._commanded.get((group, setting))
-        if last is not None and last[1] == value:
+        last = self._desired.get((group, setting))
+        if last is not None and last.value == value and not last.refused:
             return None
         self._check_connected()
         number = self._next()
-        self._commanded[group, setting] = (number, value)
+        self._desired[group, setting] = _Desired(number, value)
         self._outgoing.send(protocol.encode(build(number)), replaces=(group, setting))
         return number
+
+    def desired(self, group: str, setting: Setting) -> float | None:
+        """What was commanded last, MHz or W, which the owner brings into force; None: nothing, or the default."""
+        last = self._desired.get((group, setting))
+        return None if last is None else last.value
 
     # Reading
 
@@ -166,19 +153,19 @@ class ClockClient:
         """Read the meters of GPUs, of all by default. Blocks for the driver calls, and for commands before them."""
         return self._result(self.request_readings(gpus)).readings
 
-    def request_readings(self, gpus: Sequence[int] | None = None) -> Future[Readings]:
+    def request_readings(self, gpus: Sequence[int] | None = None) -> Future[protocol.Readings]:
         """Ask for the meters. Does not block; the future fails with `ClockError`."""
         wanted = list(self.gpus if gpus is None else gpus)
-        return self._request(Read(id=self._next(), gpus=wanted), Readings)
+        return self._request(protocol.Read(id=self._next(), gpus=wanted), protocol.Readings)
 
     def watch(self, gpus: Sequence[int]) -> None:
         """Have `on_event` told of every change of these GPUs' clocks, whoever commands it. Blocks."""
-        self._ask(Watch(id=self._next(), gpus=list(gpus)), Done)
+        self._ask(protocol.Watch(id=self._next(), gpus=list(gpus)), protocol.Done)
 
     def feed(self, gpus: Sequence[int], load: Load) -> None:
         """Tell simulated GPUs what their instance runs from now on. Does not block."""
         self._check_connected()
-        request = Feed(
+        request = protocol.Feed(
             id=self._next(),
             gpus=list(gpus),
             phase=load.phase,
@@ -238,7 +225,7 @@ class ClockClient:
                 *lines, received = (received + chunk).split(b"\n")
                 for line in lines:
                     reply = protocol.decode_reply(line)
-                    reason = reply.message if isinstance(reply, Lost) else reason
+                    reason = reply.message if isinstance(reply, protocol.Lost) else reason
                     self._deliver(reply)
         except OSError as error:
             reason = str(error) if self._lost is None else self._lost
@@ -249,7 +236,7 @@ class ClockClient:
         expected, self._lost = self._lost is not None, self._lost or reason
         self._fail_waiting()
         if not expected:
-            self._tell(Lost(message=reason))
+            self._tell(protocol.Lost(message=reason))
 
     def _tell(self, event: Event) -> None:
         try:
@@ -258,30 +245,36 @@ class ClockClient:
             log.exception("on_event failed for %s", event)
 
     def _ping(self) -> bytes:
-        return protocol.encode(Ping(id=self._next()))
+        return protocol.encode(protocol.Ping(id=self._next()))
 
     def _deliver(self, reply: AnyReply) -> None:
         future = None if reply.id is None else self._waiting.pop(reply.id, None)
-        if isinstance(reply, Refused) and reply.group is not None and reply.setting is not None:
-            self._forget(reply.group, reply.setting, reply.id)
-        if future is not None and isinstance(reply, Refused):
+        if isinstance(reply, protocol.Refused) and reply.group is not None and reply.setting is not None:
+            last = self._desired.get((reply.group, reply.setting))
+            if last is not None and last.number == reply.id:
+                last.refused = True
+        if future is not None and isinstance(reply, protocol.Refused):
             _settle(future, ClockError(reply.message, reply.code))
         elif future is not None:
             _settle(future, reply)
-        elif isinstance(reply, Event) and not isinstance(reply, Lost):
+        elif isinstance(reply, Event) and not isinstance(reply, protocol.Lost):
             self._tell(reply)
-
-    def _forget(self, group: str, setting: Setting, number: int | None) -> None:
-        """A command that failed may be given again."""
-        last = self._commanded.get((group, setting))
-        if last is not None and last[0] == number:
-            self._commanded.pop((group, setting), None)
 
     def _fail_waiting(self) -> None:
         while self._waiting:
             with contextlib.suppress(KeyError):
                 _, future = self._waiting.popitem()
                 _settle(future, ClockError(f"no connection to the owner: {self._lost}", "lost"))
+
+
+@dataclass
+class _Desired:
+    """A command that was given, newest of its kind."""
+
+    number: int
+    value: float | None
+    refused: bool = False
+    """It may be given again."""
 
 
 def _settle(future: Future[AnyReply], outcome: AnyReply | ClockError) -> None:

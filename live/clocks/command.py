@@ -54,9 +54,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--changes-per-s", type=_number(1, 1000), default=Limits.changes_per_s, help="per GPU; default %(default)s")
     add("--heartbeat-s", type=_number(0.1, 3600), default=Limits.heartbeat_s, help="default %(default)s")
     add("--restore-s", type=_number(0.1, 600), default=Limits.restore_s, help="at exit, at most; default %(default)s")
-    kind = parser.add_mutually_exclusive_group()
-    kind.add_argument("--simulate", type=Path, metavar="JSON", help="simulated GPUs: their settings")
-    kind.add_argument("--replay", type=Path, metavar="CSV", help="recorded GPUs: a recording")
+    add("--simulate", type=Path, metavar="JSON", help="simulated GPUs: their settings")
     return parser
 
 

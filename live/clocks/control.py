@@ -2,7 +2,6 @@
 
 nvml        an owner that runs already, as root
 simulated   an owner of simulated GPUs, started and stopped with the harness
-replay      the same with a recording
 observe     an owner without privilege that only reads
 """
 
@@ -20,7 +19,8 @@ from typing import IO, Any, Protocol
 
 from voltana.errors import UserError
 from voltana.live.clocks import access
-from voltana.live.clocks.client import ClockClient, Event
+from voltana.live.clocks.client import ClockClient
+from voltana.live.clocks.protocol import Event
 from voltana.live.clocks.simulated import BLOCK_S, SETTLE_S
 
 OWNER = (sys.executable, "-P", "-m", "voltana.live.clocks.command")
@@ -110,24 +110,6 @@ class SimulatedControl:
                 ClockClient(socket, name, on_event) as client,
             ):
                 yield client
-
-
-class ReplayControl:
-    """Start an owner that plays back a recording.
-
-    Args:
-        path: the recording, as `python -m voltana.live.clocks.record` writes it.
-    """
-
-    def __init__(self, *, path: str) -> None:
-        self._path = Path(path)
-
-    @contextmanager
-    def open(self, gpus: Sequence[int], name: str, on_event: OnEvent | None = None) -> Iterator[ClockClient]:
-        """Start the owner and connect; the recording starts here. See `Control`."""
-        options = ["--replay", str(self._path)]
-        with started_owner(gpus, options) as socket, ClockClient(socket, name, on_event) as client:
-            yield client
 
 
 class ObserveControl:

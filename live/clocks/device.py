@@ -1,8 +1,7 @@
-"""One GPU of this host as a controller sees it: what can be set, what can be read. Three implementations stand beside.
+"""One GPU of this host as a controller sees it: what can be set, what can be read. Implementations stand beside.
 
     nvml.py        a real GPU
     simulated.py   a GPU that draws power by the plant
-    replay.py      a recorded trace, played back
 
 Energy: the counter (`energy_j`) is the better meter. The power sensor of an A100 or H100 shows a new value every
 100 ms, the mean of 25 ms, up to 5 % off; over 200 ms and more the counter agrees with fine integration within 2 %.
@@ -16,7 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeVar
 
-Fault = Literal["permission", "lost", "unsupported", "missing", "ended", "driver"]
+Fault = Literal["permission", "lost", "unsupported", "missing", "driver"]
 Value = TypeVar("Value")
 
 
@@ -25,7 +24,7 @@ class DeviceError(Exception):
 
     Args:
         fault: "permission" (the caller may not), "lost" (the GPU fell off the bus), "unsupported" (this GPU cannot, or
-            not to that value), "missing" (there is no such GPU), "ended" (a recording is over), "driver" (all else).
+            not to that value), "missing" (there is no such GPU), "driver" (all else).
         message: one line for people.
     """
 

@@ -29,7 +29,6 @@ from voltana.live.clocks.changes import Changes, OwnerLock, undo_left_behind
 from voltana.live.clocks.device import DeviceError, Driver, GpuDevice
 from voltana.live.clocks.limits import Limits
 from voltana.live.clocks.nvml import NvmlDriver
-from voltana.live.clocks.replay import ReplayDriver
 from voltana.live.clocks.schedule import OwnedGpu, Scheduler, TokenBucket
 from voltana.live.clocks.server import Server
 from voltana.live.clocks.simulated import SimulatedDriver
@@ -178,8 +177,6 @@ def _stop_event(stop_on_eof: bool) -> asyncio.Event:
 def _driver(options: argparse.Namespace) -> Driver:
     if options.simulate:
         return SimulatedDriver.from_mapping(_read_settings(options.simulate))
-    if options.replay:
-        return ReplayDriver(options.replay)
     try:
         return NvmlDriver()
     except UserError as error:

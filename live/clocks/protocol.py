@@ -8,7 +8,9 @@ r"""What clients and the owner say to each other: one JSON object per line over 
     < {"is":"applied","id":2,"group":"decode0","setting":"clock","value":1005,"wait_ms":0.1,"driver_ms":6.2}
 
 Every request has an `id` of the client's choice, and is answered once: by "done", "applied", "superseded" (a newer
-command of the same kind took its place), "readings" or "refused"; only "feed" is answered just when it is refused.
+command of the same kind took its place), "readings" or "refused"; only "feed" is answered just when it is refused. A
+command that a driver failed is "refused", and made again by the owner until a newer one takes its place: "applied"
+follows, each time that it had to be.
 "changed", "slow" and "lost" come unasked. Whoever owns GPUs and says nothing for `heartbeat_s` loses them; "ping" is
 enough.
 """
@@ -152,7 +154,7 @@ class Readings(Reply, tag="readings", frozen=True):
 
 
 class Refused(Reply, tag="refused", frozen=True):
-    """It was not done, or not on every GPU."""
+    """It was not done, or not on every GPU; a command that the driver failed: not yet."""
 
     code: Code
     message: str
@@ -183,7 +185,9 @@ class Lost(Reply, tag="lost", frozen=True):
     message: str
 
 
-AnyReply = Welcome | Done | Applied | Superseded | Readings | Refused | Changed | Slow | Lost
+Event = Applied | Superseded | Refused | Changed | Slow | Lost
+"""What comes of commands, and what comes unasked."""
+AnyReply = Event | Welcome | Done | Readings
 
 _encoder = msgspec.json.Encoder()
 decode_request = msgspec.json.Decoder(AnyRequest).decode

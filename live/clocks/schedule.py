@@ -1,4 +1,11 @@
-"""The order of driver calls: one at a time in a thread of its own, restores first, newest command wins, reads last."""
+"""The order of driver calls: one at a time in a thread of its own, restores first, newest command wins, reads last.
+
+Here is kept, for each group of GPUs that is set together, what its clock and its power cap are to be and what is in
+force. What was commanded is brought into force: a call that failed is made again, after a pause that doubles up to
+`RETRY_MOST_S`, and what something else has changed meanwhile (`nvidia-smi`, another owner) is set again. That is seen
+by looking at the GPUs every `CHECK_S`, as far as a driver can be asked: a power limit can be read, a lock of the clock
+cannot, so that a clock above the one set is taken for a lost lock, and one below for the work of power and heat.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +17,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
+from types import EllipsisType
 from typing import TypeVar
 
 from voltana.live.clocks.changes import Change, Changes
@@ -20,6 +28,12 @@ from voltana.live.clocks.protocol import Applied, Changed, Refused, Reply, Setti
 Value = TypeVar("Value")
 _PATIENCE_S = 0.1
 """A read that has waited for so long goes before the next command, or a busy driver would never be metered."""
+RETRY_S, RETRY_MOST_S = 0.5, 8.0
+"""From a call that failed until it is made again: at first, and at most."""
+CHECK_S = 0.5
+"""Between two looks at whether what was set is still in force."""
+HIGHER_CLOCK, HIGHER_CAP_W = 0.02, 1.0
+"""A clock may be read by this share, a power limit by so many watts, above what was set."""
 log = logging.getLogger("voltana-clocks")
 
 
@@ -43,17 +57,15 @@ class TokenBucket:
 
 @dataclass(eq=False)
 class OwnedGpu:
-    """One listed GPU and what the owner knows about it."""
+    """One listed GPU."""
 
     device: GpuDevice
     bucket: TokenBucket
-    in_force: dict[Setting, float | None] = field(default_factory=dict)
-    """Values that the driver accepted; None: the default. A missing one is unknown."""
 
 
 @dataclass(eq=False)
 class Command:
-    """One command for one group, waiting for the driver."""
+    """One command for one group."""
 
     id: int
     group: str
@@ -62,15 +74,62 @@ class Command:
     value: float | None
     reply: Callable[[Reply], None]
     received_s: float = field(default_factory=time.monotonic)
+    answered: bool = False
 
     @property
-    def slot(self) -> tuple[Setting, tuple[OwnedGpu, ...]]:
+    def slot(self) -> Slot:
         """What a newer command takes the place of."""
         return self.setting, self.gpus
 
-    def in_force(self) -> bool:
-        """Whether every GPU has the value already."""
-        return all(self.setting in gpu.in_force and gpu.in_force[self.setting] == self.value for gpu in self.gpus)
+    def applied(self, wait_s: float = 0.0, driver_s: float = 0.0) -> None:
+        """Tell that it is in force, whatever was told before."""
+        about = {"id": self.id, "group": self.group, "setting": self.setting, "value": self.value}
+        self.answered = True
+        self.reply(Applied(**about, wait_ms=wait_s * 1e3, driver_ms=driver_s * 1e3))  # type: ignore[arg-type]
+
+    def superseded(self) -> None:
+        """Tell that a newer one took its place."""
+        self._answer(Superseded(id=self.id, group=self.group, setting=self.setting))
+
+    def refused(self, code: Fault, message: str) -> None:
+        """Tell that it is not done, or not yet."""
+        self._answer(Refused(id=self.id, code=code, message=message, group=self.group, setting=self.setting))
+
+    def _answer(self, reply: Reply) -> None:
+        if not self.answered:
+            self.answered = True
+            self.reply(reply)
+
+
+Slot = tuple[Setting, tuple[OwnedGpu, ...]]
+
+
+@dataclass(eq=False)
+class State:
+    """One setting of one group: what it is to be, and what it is."""
+
+    desired: Command
+    in_force: float | EllipsisType | None = ...
+    """What the driver accepted last and nothing has changed since; None: the default, `...`: unknown."""
+    in_driver: Command | None = None
+    """What the driver is called for at this moment."""
+    failures: int = 0
+    """Calls in a row that failed, or did not last."""
+    not_before_s: float = 0.0
+    """No call until then."""
+    set_s: float = 0.0
+    """When the driver accepted it."""
+
+    @property
+    def settled(self) -> bool:
+        """Whether there is nothing to do."""
+        return self.in_force == self.desired.value
+
+    def lost(self) -> None:
+        """It is not in force after all: try again, later each time."""
+        self.in_force = ...
+        self.not_before_s = time.monotonic() + min(RETRY_S * 2.0**self.failures, RETRY_MOST_S)
+        self.failures += 1
 
 
 @dataclass(eq=False)
@@ -95,7 +154,9 @@ class Scheduler:
     def __init__(self, changes: Changes, limits: Limits, tell: Callable[[Reply], None]) -> None:
         self._changes, self._limits, self._tell = changes, limits, tell
         self._thread = ThreadPoolExecutor(1, "driver")
-        self._commands: dict[object, Command] = {}
+        self._states: dict[Slot, State] = {}
+        """In the order in which those that are not settled have their turn."""
+        self._checked_s = time.monotonic()
         self._restores: deque[_Call] = deque()
         self._reads: deque[_Call] = deque()
         self._news = asyncio.Event()
@@ -110,15 +171,17 @@ class Scheduler:
         return seconds if seconds > self._limits.stuck_s else None
 
     def submit(self, command: Command) -> None:
-        """Execute a command as soon as may be, unless a newer one for the same group comes first."""
-        older = self._commands.get(command.slot)
-        if older is not None:
-            older.reply(Superseded(id=older.id, group=older.group, setting=older.setting))
-        if command.in_force():
-            self._commands.pop(command.slot, None)
-            command.reply(_applied(command, wait_s=0.0, driver_s=0.0))
+        """Bring a command into force as soon as may be, unless a newer one for the same group comes first."""
+        state = self._states.setdefault(command.slot, State(command))
+        older, state.desired = state.desired, command
+        if older not in (command, state.in_driver):
+            older.superseded()
+        if state.settled:
+            command.applied()
             return
-        self._commands[command.slot] = command  # at the place in the queue that an older one had
+        if (stuck_s := self.stuck_for_s) is not None:
+            command.refused("driver", f"the driver has not answered for {stuck_s:.0f} s")
+            state.lost()
         self._news.set()
 
     async def read(self, device: GpuDevice) -> Reading:
@@ -129,10 +192,8 @@ class Scheduler:
 
     async def restore(self, gpus: Sequence[OwnedGpu]) -> list[str]:
         """Drop the commands that wait for these GPUs and undo their changes; returns what could not be undone."""
-        for slot, command in list(self._commands.items()):
-            if set(command.gpus) & set(gpus):
-                del self._commands[slot]
-                command.reply(Superseded(id=command.id, group=command.group, setting=command.setting))
+        for slot in [slot for slot in self._states if set(slot[1]) & set(gpus)]:
+            self._states.pop(slot).desired.superseded()
         failures = []
         for gpu in gpus:
             failure = await self._restore_one(gpu)
@@ -146,8 +207,6 @@ class Scheduler:
             change = await self._enqueue(self._restores, f"restoring GPU {device.info.gpu}", lambda: self._undo(device))
         except Exception as error:
             return f"GPU {device.info.gpu}: not restored: {error}"
-        finally:
-            gpu.in_force.clear()  # now, and not before: a command may just have been in the driver
         if change is not None:
             self._tell(Changed(gpus=[device.info.gpu], mhz=None, time_s=time.monotonic()))
         return None
@@ -209,24 +268,25 @@ class Scheduler:
             return 0.0
         if self._reads and time.monotonic() - self._reads[0].since_s > _PATIENCE_S:
             await self._answer(self._reads.popleft())
-        command, wait_s = self._ready_command()
-        if command is not None:
-            await self._execute(command)
+        state, wait_s = self._ready()
+        if state is not None:
+            await self._execute(state)
             return 0.0
         if self._reads:
             await self._answer(self._reads.popleft())
             return 0.0
-        return wait_s
+        return await self._check_in_time(wait_s)
 
-    def _ready_command(self) -> tuple[Command | None, float | None]:
-        """The first command whose GPUs have tokens, or how long until one has."""
+    def _ready(self) -> tuple[State | None, float | None]:
+        """The first that is to be set and may be, or how long until one may."""
         now_s = time.monotonic()
         least_s = None
-        for slot, command in self._commands.items():
-            wait_s = max(gpu.bucket.wait_s(now_s) for gpu in command.gpus)
-            if wait_s == 0.0:
-                del self._commands[slot]
-                return command, None
+        for state in self._states.values():
+            if state.settled:
+                continue
+            wait_s = max(state.not_before_s - now_s, *(gpu.bucket.wait_s(now_s) for gpu in state.desired.gpus))
+            if wait_s <= 0.0:
+                return state, None
             least_s = wait_s if least_s is None else min(least_s, wait_s)
         return None, least_s
 
@@ -240,28 +300,40 @@ class Scheduler:
             if not call.done.done():
                 call.done.set_result(result)
 
-    async def _execute(self, command: Command) -> None:
+    async def _execute(self, state: State) -> None:
+        command = state.desired
+        self._states[command.slot] = self._states.pop(command.slot)  # others have their turn first, next time
         started_s = time.monotonic()
         for gpu in command.gpus:
             gpu.bucket.take()
-            gpu.in_force.pop(command.setting, None)
+        state.in_force, state.in_driver = ..., command
         numbers = [gpu.device.info.gpu for gpu in command.gpus]
         try:
             await self._call(f"setting the {command.setting} of GPUs {numbers}", lambda: self._set(command))
         except DeviceError as error:
-            command.reply(_failed(command, error.fault, str(error)))
+            self._failed(state, command, error.fault, str(error))
             return
         except Exception as error:
             log.exception("GPUs %s: %s", numbers, error)
-            command.reply(_failed(command, "driver", f"{type(error).__name__}: {error}"))
+            self._failed(state, command, "driver", f"{type(error).__name__}: {error}")
             return
-        ended_s = time.monotonic()
-        for gpu in command.gpus:
-            gpu.in_force[command.setting] = command.value
-        command.reply(_applied(command, started_s - command.received_s, ended_s - started_s))
+        finally:
+            state.in_driver = None
+        ended_s = state.set_s = time.monotonic()
+        state.in_force = command.value
+        for each in {command, state.desired} if state.settled else {command}:
+            each.applied(max(0.0, started_s - each.received_s), ended_s - started_s)
         if command.setting == "clock":
             mhz = None if command.value is None else int(command.value)
             self._tell(Changed(gpus=numbers, mhz=mhz, time_s=ended_s))
+
+    def _failed(self, state: State, command: Command, fault: Fault, message: str) -> None:
+        state.lost()
+        if fault == "unsupported" and self._states.get(command.slot) is state and state.desired is command:
+            del self._states[command.slot]  # it will not be supported later either
+        elif state.failures > 1:
+            log.warning("%s; tried again in %.1f s", message, state.not_before_s - time.monotonic())
+        command.refused(fault, message)
 
     def _set(self, command: Command) -> None:
         """In the driver's thread: note the change, then make it on every GPU of the group."""
@@ -278,6 +350,32 @@ class Scheduler:
             case _, watts:
                 self._changes.before_power(devices)
                 group.set_power_limit(watts or 0.0)
+
+    # What something else changes
+
+    async def _check_in_time(self, wait_s: float | None) -> float | None:
+        """Look every `CHECK_S` whether what was set is in force; returns how long to wait at most."""
+        in_force = [state for state in self._states.values() if state.settled]
+        if not in_force:
+            return wait_s
+        due_s = self._checked_s + CHECK_S - time.monotonic()
+        if due_s > 0.0:
+            return due_s if wait_s is None else min(wait_s, due_s)
+        await self._call("looking at what is in force", lambda: self._look(in_force))
+        self._checked_s = time.monotonic()
+        return 0.0
+
+    def _look(self, states: Sequence[State]) -> None:
+        """In the driver's thread."""
+        for state in states:
+            if time.monotonic() < state.set_s + CHECK_S:  # it may not have settled
+                continue
+            found = [each for gpu in state.desired.gpus if (each := _changed(gpu.device, state)) is not None]
+            if found:
+                log.warning("%s; something else has changed it, it is set again", "; ".join(found))
+                state.lost()
+            else:
+                state.failures = 0
 
     def _restore_power(self, device: GpuDevice) -> None:
         change = self._changes.of(device)
@@ -303,16 +401,17 @@ class Scheduler:
         self._tell(Slow(what=what, seconds=self._limits.slow_s))
 
 
-def _applied(command: Command, wait_s: float, driver_s: float) -> Applied:
-    return Applied(
-        id=command.id,
-        group=command.group,
-        setting=command.setting,
-        value=command.value,
-        wait_ms=wait_s * 1e3,
-        driver_ms=driver_s * 1e3,
-    )
-
-
-def _failed(command: Command, code: Fault, message: str) -> Refused:
-    return Refused(id=command.id, code=code, message=message, group=command.group, setting=command.setting)
+def _changed(device: GpuDevice, state: State) -> str | None:
+    """What is not as it was set on a GPU, as far as that can be read."""
+    wanted, setting = state.in_force, state.desired.setting
+    if not isinstance(wanted, int | float):
+        return None
+    try:
+        found = float(device.clock_mhz() if setting == "clock" else device.power_limit_w())
+    except DeviceError:
+        return None
+    if setting == "clock":
+        changed, unit = found > wanted * (1 + HIGHER_CLOCK), "MHz"
+    else:
+        changed, unit = abs(found - wanted) > HIGHER_CAP_W, "W"
+    return f"GPU {device.info.gpu}: found {setting} {found:g} {unit}, set was {wanted:g}" if changed else None

@@ -17,27 +17,7 @@ from voltana.live.clocks import protocol
 from voltana.live.clocks.access import Peer, allowed, peer_of
 from voltana.live.clocks.device import DeviceError, check_clock, check_power_limit
 from voltana.live.clocks.limits import Limits
-from voltana.live.clocks.protocol import (
-    AnyRequest,
-    Changed,
-    Code,
-    Done,
-    Feed,
-    Hello,
-    Lost,
-    Own,
-    Ping,
-    Read,
-    Readings,
-    Refused,
-    Release,
-    Reply,
-    SetClock,
-    SetPower,
-    Setting,
-    Watch,
-    Welcome,
-)
+from voltana.live.clocks.protocol import AnyRequest, Code, Reply, Setting
 from voltana.live.clocks.schedule import Command, OwnedGpu, Scheduler, TokenBucket
 from voltana.live.clocks.simulated import Load, SimulatedGpu
 
@@ -117,7 +97,7 @@ class Server:
     def tell(self, reply: Reply) -> None:
         """Pass on something that no request asked for: changes to those who watch, slow calls to all."""
         for session in self._sessions:
-            if not isinstance(reply, Changed) or session.watched.intersection(reply.gpus):
+            if not isinstance(reply, protocol.Changed) or session.watched.intersection(reply.gpus):
                 session.send(reply)
 
     async def hang_up(self, reason: str) -> None:
@@ -150,7 +130,7 @@ async def _hang_up(connection: socket.socket, reason: str) -> None:
     loop = asyncio.get_running_loop()
     with connection, contextlib.suppress(OSError):
         connection.setblocking(False)
-        connection.send(protocol.encode(Lost(message=reason)))
+        connection.send(protocol.encode(protocol.Lost(message=reason)))
         connection.shutdown(socket.SHUT_WR)
         async with asyncio.timeout(_GOODBYE_S):
             while await loop.sock_recv(connection, 4096):
@@ -189,7 +169,7 @@ class Session:
         """Hang up: `run` then gives back what the client has."""
         if not self._leaving:
             log.warning("%s: hanging up: %s", self._name, reason)
-            self._writer.write(protocol.encode(Lost(message=reason)))
+            self._writer.write(protocol.encode(protocol.Lost(message=reason)))
             self._leaving = True
             self._writer.transport.abort()  # what the kernel has taken is still delivered
 
@@ -232,7 +212,7 @@ class Session:
         try:
             request = protocol.decode_request(line)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-            self.send(Refused(code="bad_message", message=_one_line(error)))
+            self.send(protocol.Refused(code="bad_message", message=_one_line(error)))
             return
         try:
             self._do(request)
@@ -242,43 +222,43 @@ class Session:
             self._refuse(request, error.fault, str(error))
 
     def _refuse(self, request: AnyRequest, code: Code, message: str) -> None:
-        group = request.group if isinstance(request, Own | Release | SetClock | SetPower) else None
-        setting = _setting(request) if isinstance(request, SetClock | SetPower) else None
-        self.send(Refused(id=request.id, code=code, message=message, group=group, setting=setting))
+        group: str | None = getattr(request, "group", None)
+        setting = _setting(request) if isinstance(request, protocol.SetClock | protocol.SetPower) else None
+        self.send(protocol.Refused(id=request.id, code=code, message=message, group=group, setting=setting))
 
     def _do(self, request: AnyRequest) -> None:
-        if isinstance(request, Hello):
+        if isinstance(request, protocol.Hello):
             self._hello(request)
             return
         if not self._greeted:
             raise RefusedError("bad_message", "found another request before hello; allowed: hello first")
         match request:
-            case Ping():
-                self.send(Done(id=request.id))
-            case SetClock() | SetPower():
+            case protocol.Ping():
+                self.send(protocol.Done(id=request.id))
+            case protocol.SetClock() | protocol.SetPower():
                 self._command(request)
-            case Feed():
+            case protocol.Feed():
                 self._feed(request)
-            case Read():
+            case protocol.Read():
                 self._read(request)
-            case Own():
+            case protocol.Own():
                 self._own(request)
-            case Release():
+            case protocol.Release():
                 self._release(request)
-            case Watch():
+            case protocol.Watch():
                 self._listed(request.gpus)
                 self.watched.update(request.gpus)
-                self.send(Done(id=request.id))
+                self.send(protocol.Done(id=request.id))
             case _:
                 assert_never(request)
 
-    def _hello(self, request: Hello) -> None:
+    def _hello(self, request: protocol.Hello) -> None:
         if request.protocol != protocol.PROTOCOL:
             raise RefusedError("bad_message", f"found protocol {request.protocol}; allowed: {protocol.PROTOCOL}")
         self._greeted = True
         self._name = f"{_one_line(request.name)!r} (process {self._peer.pid}, user {self._peer.uid})"
         self.send(
-            Welcome(
+            protocol.Welcome(
                 id=request.id,
                 protocol=protocol.PROTOCOL,
                 pid=os.getpid(),
@@ -300,7 +280,7 @@ class Session:
 
     # Owning
 
-    def _own(self, request: Own) -> None:
+    def _own(self, request: protocol.Own) -> None:
         if self._server.observe:
             raise RefusedError("observe", "this owner only observes: it changes nothing")
         gpus = self._listed(request.gpus)
@@ -313,7 +293,7 @@ class Session:
         self._groups[request.group] = gpus
         self._server.owners.update(dict.fromkeys(gpus, self))
         log.info("%s owns %s as %s", self._name, _numbers(gpus), request.group)
-        self.send(Done(id=request.id))
+        self.send(protocol.Done(id=request.id))
 
     def _group(self, name: str) -> tuple[OwnedGpu, ...]:
         if name not in self._groups or name in self._releasing:
@@ -321,7 +301,7 @@ class Session:
             raise RefusedError("not_owner", f"found group {name!r}; allowed: {', '.join(mine) or 'own one first'}")
         return self._groups[name]
 
-    def _release(self, request: Release) -> None:
+    def _release(self, request: protocol.Release) -> None:
         self._group(request.group)
         self._releasing.add(request.group)
 
@@ -330,7 +310,7 @@ class Session:
             if failures:
                 self._refuse(request, "driver", "; ".join(failures))
             else:
-                self.send(Done(id=request.id))
+                self.send(protocol.Done(id=request.id))
 
         self._start(release())
 
@@ -358,19 +338,18 @@ class Session:
         if seconds is not None:
             raise RefusedError("driver", f"the driver has not answered for {seconds:.0f} s")
 
-    def _command(self, request: SetClock | SetPower) -> None:
-        self._check_driver()
+    def _command(self, request: protocol.SetClock | protocol.SetPower) -> None:
         gpus = self._group(request.group)
         for gpu in gpus:
-            if isinstance(request, SetClock) and request.mhz is not None:
+            if isinstance(request, protocol.SetClock) and request.mhz is not None:
                 check_clock(gpu.device.info, request.mhz)
-            elif isinstance(request, SetPower) and request.watts is not None:
+            elif isinstance(request, protocol.SetPower) and request.watts is not None:
                 check_power_limit(gpu.device.info, request.watts)
-        value = request.mhz if isinstance(request, SetClock) else request.watts
+        value = request.mhz if isinstance(request, protocol.SetClock) else request.watts
         command = Command(request.id, request.group, gpus, _setting(request), value, self.send)
         self._server.scheduler.submit(command)
 
-    def _read(self, request: Read) -> None:
+    def _read(self, request: protocol.Read) -> None:
         self._check_driver()
         gpus = self._listed(request.gpus)
         if self._reads >= self._server.limits.reads:
@@ -380,7 +359,7 @@ class Session:
         async def read() -> None:
             try:
                 readings = [await self._server.scheduler.read(gpu.device) for gpu in gpus]
-                self.send(Readings(id=request.id, readings=readings))
+                self.send(protocol.Readings(id=request.id, readings=readings))
             except DeviceError as error:
                 self._refuse(request, error.fault, str(error))
             except Exception as error:
@@ -390,7 +369,7 @@ class Session:
 
         self._start(read())
 
-    def _feed(self, request: Feed) -> None:
+    def _feed(self, request: protocol.Feed) -> None:
         load = Load(request.phase, request.requests, request.tokens, request.token_pairs)
         for gpu in self._listed(request.gpus):
             if not isinstance(gpu.device, SimulatedGpu):
@@ -405,8 +384,8 @@ class Session:
         task.add_done_callback(self._tasks.discard)
 
 
-def _setting(request: SetClock | SetPower) -> Setting:
-    return "clock" if isinstance(request, SetClock) else "power"
+def _setting(request: protocol.SetClock | protocol.SetPower) -> Setting:
+    return "clock" if isinstance(request, protocol.SetClock) else "power"
 
 
 def _numbers(gpus: Sequence[OwnedGpu]) -> str:

@@ -221,7 +221,7 @@ class Exchange(Relay):
         if self._first_byte:
             return
         self._first_byte = True
-        self.core.metrics.ttft_s.observe(monotonic() - self.started_s)
+        self.core.metrics.ttft_s.add(monotonic() - self.started_s)
         if self.core.observer is not None:
             self.core.observer.on_first_byte(self.request_id, self.core.time_s())
 
@@ -299,7 +299,7 @@ class Exchange(Relay):
         for side in (self.prefill, self.decode):
             self._close(side, arrived=outcome != "rejected")
         self.core.metrics.outcomes[outcome] += 1
-        self.core.metrics.duration_s.observe(monotonic() - self.started_s)
+        self.core.metrics.duration_s.add(monotonic() - self.started_s)
         if self.core.observer is not None:
             self.core.observer.on_end(self.request_id, self.core.time_s(), outcome)
         self._leave()

@@ -10,15 +10,14 @@ from urllib.parse import urlsplit
 
 from voltana.dispatch import Dispatcher
 from voltana.errors import UserError
+from voltana.live import http
 from voltana.live.router.accounts import Account, Telemetry
-from voltana.live.router.http1 import ResponseHead, reason_of
+from voltana.live.router.http1 import reason_of
 from voltana.live.router.settings import RouterSettings
-from voltana.live.router.upstream import Connection, Leg, Pool
+from voltana.live.router.upstream import Pool
 from voltana.state import Phase, RequestInfo, Router
 
 log = logging.getLogger("voltana.live.router")
-
-MAX_FETCH_BYTES = 16 * 1024 * 1024
 
 
 class Backend(NamedTuple):
@@ -137,79 +136,6 @@ class Group:
                 self._renew()
 
 
-class Answer(NamedTuple):
-    """A whole answer to a request of the router's own."""
-
-    status: int
-    body: bytes
-
-
-class _Fetch:
-    """A request of the router's own."""
-
-    def __init__(self, request: bytes, done: asyncio.Future[Answer]) -> None:
-        self._request = request
-        self._done = done
-        self._parts: list[bytes] = []
-        self._size = 0
-        self.leg: Leg | None = None
-
-    def on_connection(self, connection: Connection) -> None:
-        """Send."""
-        if self._done.done():
-            connection.abort()
-            return
-        self.leg = Leg(connection, self, decoded=True)
-        self.leg.send(self._request)
-
-    def on_error(self, reason: str) -> None:
-        """There is no connection."""
-        if not self._done.done():
-            self._done.set_exception(OSError(reason))
-
-    def on_head(self, leg: Leg, head: ResponseHead) -> None:
-        """Nothing to do yet."""
-
-    def on_body(self, leg: Leg, data: bytes) -> None:
-        """Keep it."""
-        self._parts.append(data)
-        self._size += len(data)
-        if self._size > MAX_FETCH_BYTES:
-            leg.fail("answered with too long a body")
-
-    def on_complete(self, leg: Leg) -> None:
-        """Hand it over."""
-        if not self._done.done() and leg.head is not None:
-            self._done.set_result(Answer(leg.head.status, b"".join(self._parts)))
-
-    def on_failure(self, leg: Leg, reason: str) -> None:
-        """Hand that over."""
-        self.on_error(reason)
-
-
-async def fetch(
-    instance: Instance, method: str, target: str, timeout_s: float, headers: Sequence[tuple[bytes, bytes]] = ()
-) -> Answer:
-    """Ask an instance something and take the whole answer.
-
-    Raises:
-        OSError: no answer, for the reason it says (TimeoutError: not in time).
-    """
-    lines = b"".join(b"%s: %s\r\n" % header for header in headers)
-    length = b"content-length: 0\r\n" if method == "POST" else b""
-    request = f"{method} {target} HTTP/1.1\r\nhost: ".encode() + instance.host_header + b"\r\n" + length + lines
-    done: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
-    fetching = _Fetch(request + b"\r\n", done)
-    instance.pool.acquire(fetching.on_connection, fetching.on_error)
-    try:
-        async with asyncio.timeout(timeout_s):
-            return await done
-    finally:
-        done.cancel()
-        if fetching.leg is not None and fetching.leg.live:
-            fetching.leg.abort()
-
-
 async def watch(instance: Instance, interval_s: float, timeout_s: float) -> None:
     """Poll an instance's /health for ever: two failed checks take it out, one passed brings it back."""
     while True:
@@ -219,7 +145,7 @@ async def watch(instance: Instance, interval_s: float, timeout_s: float) -> None
 
 async def _check(instance: Instance, timeout_s: float) -> None:
     try:
-        answer = await fetch(instance, "GET", "/health", timeout_s)
+        answer = await http.ask(instance.url, "/health", timeout_s=timeout_s)
     except TimeoutError:
         instance.failed(f"did not answer /health within {timeout_s:g} s", 2)
     except OSError as error:

@@ -2,33 +2,13 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
+from itertools import accumulate
+
+from voltana.live.latency import LatencyHistogram
 
 BUCKETS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
-
-
-class Histogram:
-    """Counts of durations up to each of `BUCKETS_S`."""
-
-    def __init__(self) -> None:
-        self._counts = [0] * (len(BUCKETS_S) + 1)
-        self._sum_s = 0.0
-
-    def observe(self, duration_s: float) -> None:
-        """Count one."""
-        self._counts[bisect_left(BUCKETS_S, duration_s)] += 1
-        self._sum_s += duration_s
-
-    def lines(self, name: str) -> Iterator[str]:
-        """In Prometheus' form."""
-        total = 0
-        for bound, count in zip((*map(str, BUCKETS_S), "+Inf"), self._counts, strict=True):
-            total += count
-            yield f'{name}_bucket{{le="{bound}"}} {total}'
-        yield f"{name}_sum {self._sum_s:.6f}"
-        yield f"{name}_count {total}"
 
 
 class Metrics:
@@ -39,8 +19,8 @@ class Metrics:
         """By path and status; status 499: the client left before its answer began."""
         self.outcomes: Counter[str] = Counter()
         self.retries = 0
-        self.ttft_s = Histogram()
-        self.duration_s = Histogram()
+        self.ttft_s = LatencyHistogram(BUCKETS_S)
+        self.duration_s = LatencyHistogram(BUCKETS_S)
 
     def lines(self) -> Iterator[str]:
         """In Prometheus' form."""
@@ -55,7 +35,10 @@ class Metrics:
         ):
             yield f"# HELP voltana_router_{name} {text}"
             yield f"# TYPE voltana_router_{name} histogram"
-            yield from histogram.lines(f"voltana_router_{name}")
+            for bound, count in zip((*map(str, BUCKETS_S), "+Inf"), accumulate(histogram.counts), strict=True):
+                yield f'voltana_router_{name}_bucket{{le="{bound}"}} {count}'
+            yield f"voltana_router_{name}_sum {histogram.sum_s:.6f}"
+            yield f"voltana_router_{name}_count {histogram.total}"
 
 
 def family(name: str, kind: str, text: str, samples: Iterable[tuple[Mapping[str, str], float]]) -> Iterator[str]:

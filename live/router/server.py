@@ -10,11 +10,12 @@ from functools import partial
 from time import monotonic
 from typing import cast
 
+from voltana.live.http import Answer, ask
 from voltana.live.router.body import BodyError, read_prompts
 from voltana.live.router.client import JSON, Buffered, Client, Request
 from voltana.live.router.core import Core, Observer, log_policy_error
 from voltana.live.router.exchange import Exchange, MergingExchange
-from voltana.live.router.fleet import Answer, Backend, Group, Instance, fetch, watch
+from voltana.live.router.fleet import Backend, Group, Instance, watch
 from voltana.live.router.http1 import end_to_end, response_head
 from voltana.live.router.metrics import family
 from voltana.live.router.relay import Relay
@@ -227,7 +228,8 @@ class RouterServer:
         asked = [each for each in self._instances if each.up]
         target = request.target.decode("latin-1")
         answers = await asyncio.gather(
-            *(fetch(each, method, target, _FAN_OUT_TIMEOUT_S, headers) for each in asked), return_exceptions=True
+            *(ask(each.url, target, method=method, headers=headers, timeout_s=_FAN_OUT_TIMEOUT_S) for each in asked),
+            return_exceptions=True,
         )
         if source.gone:
             return

@@ -11,12 +11,13 @@ from urllib.parse import urlsplit
 
 from voltana import checks
 from voltana.errors import UserError
+from voltana.live.http import is_healthy
 from voltana.live.run.config import LiveConfig, gpu_groups, of_section
 from voltana.live.servers import Endpoint, Role, Servers
 from voltana.live.servers.emulated.cluster import EmulatedCluster
 from voltana.live.servers.sglang.environment import Environment
 from voltana.live.servers.sglang.flags import Device
-from voltana.live.servers.sglang.launch import SglangServers, is_healthy
+from voltana.live.servers.sglang.launch import SglangServers
 from voltana.sim.plant.build import build_plant, kv_tokens
 
 OnExit = Callable[[str, str], None]
@@ -242,7 +243,7 @@ class AttachedServers:
 
     async def _healthy(self, endpoint: Endpoint) -> None:
         until_s = time.monotonic() + self._wait_s
-        while not await is_healthy(endpoint.host, endpoint.port):
+        while not await is_healthy(endpoint.url):
             if time.monotonic() > until_s:
                 raise UserError(f"{endpoint.name}: {endpoint.url} is not healthy after {self._wait_s:g} s")
             await asyncio.sleep(0.2)

@@ -8,10 +8,10 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from voltana.live.gpus import Gpus
+from voltana.live.gpus.energy import Metered, metered
 from voltana.live.latency import LatencyHistogram
 from voltana.live.router.core import Routed
-from voltana.live.run.energy import Metered, metered
-from voltana.live.run.gpus import Gpus
 from voltana.live.run.load import Result, Timed
 from voltana.record import COMPLETED, FAILED, UNFINISHED, RecordWriter, RequestRow
 from voltana.record.summary import InstanceTotals, SummaryBuilder

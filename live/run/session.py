@@ -23,12 +23,14 @@ from voltana.app.compose import instantiate
 from voltana.errors import PolicyError, RunError, UserError
 from voltana.live.clocks.control import Control, NvmlControl, ObserveControl, SimulatedControl
 from voltana.live.controller import Controller
+from voltana.live.gpus import Gpus
+from voltana.live.gpus.emulated import EmulatedGpus
+from voltana.live.gpus.owned import OwnedGpus
 from voltana.live.router.command import tune_gc
 from voltana.live.router.fleet import Backend
 from voltana.live.router.server import RouterServer
 from voltana.live.run.config import LiveConfig, router_settings
 from voltana.live.run.fleet import Fleet, names_of
-from voltana.live.run.gpus import EmulatedGpus, Gpus, OwnedGpus
 from voltana.live.run.load import Order
 from voltana.live.run.recorder import LiveRecorder
 from voltana.live.run.replay import CLIENT_GONE, ClientLostError, Replay
@@ -113,6 +115,7 @@ class LiveRun:
         self._requests = build_requests(config)
         self._happened = _Happened()
         self._gpus: Gpus | None = None
+        self._controller: Controller | None = None
         self._stop = asyncio.Event()
         self._replaying = False
         self._loads: dict[str, LoadSnapshot] = {}
@@ -166,10 +169,10 @@ class LiveRun:
             bundle = self._bundle(gpus)
             controllers = [*bundle.prefill_controllers, *bundle.decode_controllers]
             gpus.often = any(getattr(part, "reads_power", False) for part in controllers)
-            subscriber = stack.enter_context(Subscriber())
+            subscriber = stack.enter_context(Subscriber(self._heard))
             clocks_mhz = list(gpus.clocks_mhz) or list(self._plant.gpu.clocks())
             parts = dict(zip(self._names, controllers, strict=True))
-            controller = Controller(
+            controller = self._controller = Controller(
                 parts,
                 gpus,
                 subscriber,
@@ -184,7 +187,7 @@ class LiveRun:
             await servers.start()
             await gpus.attach([*servers.of("prefill"), *servers.of("decode")])
             stack.push_async_callback(gpus.close)
-            await self._connect(servers, gpus, controller, subscriber, clocks_mhz[-1])
+            await self._connect(servers, gpus, controller, subscriber)
             stack.callback(controller.stop)
             summary = await self._measure(stack, servers, gpus, bundle, subscriber, controller, writer)
             record.close()
@@ -227,12 +230,12 @@ class LiveRun:
                 self._names,
                 plant.gpu.clocks(),
                 limits,
-                config.actuation,
-                plant.model.tp,
-                max(1, gpus_per_host(config, plant) // plant.model.tp),
+                command_s=config.actuation.block_s * plant.model.tp,
+                per_host=max(1, gpus_per_host(config, plant) // plant.model.tp),
                 drives=drives,
             )
-        return OwnedGpus(self._control, self._fleet.gpus(config), drives=drives, on_lost=self._clocks_lost)
+        groups = self._fleet.gpus(config)
+        return OwnedGpus(self._control, groups, "voltana-live", drives=drives, on_lost=self._clocks_lost)
 
     def _clocks_lost(self, message: str) -> None:
         if not self._happened.lost:
@@ -258,9 +261,7 @@ class LiveRun:
             self._view.say("predictor=auto: profiling the plant and fitting, once")
         return load_predictor(config.predictor, config, taken)
 
-    async def _connect(
-        self, servers: Servers, gpus: Gpus, controller: Controller, subscriber: Subscriber, highest_mhz: int
-    ) -> None:
+    async def _connect(self, servers: Servers, gpus: Gpus, controller: Controller, subscriber: Subscriber) -> None:
         """Hear all servers; start the controller where clocks are driven."""
         for endpoint in servers.endpoints.values():
             subscriber.connect(endpoint.telemetry)
@@ -269,19 +270,17 @@ class LiveRun:
         if gpus.drives:
             controller.start()
             self._check_policies()
-
-        def heard(telemetry: Telemetry) -> None:
-            if gpus.drives:
-                controller.on_telemetry(telemetry)
-                clock_mhz = controller.clock_mhz(telemetry.instance)
-            else:
-                clock_mhz = telemetry.load.clock_mhz or highest_mhz
-            self._loads[telemetry.instance] = telemetry.load._replace(clock_mhz=clock_mhz)
-            gpus.heard(telemetry)
-
         for telemetry in subscriber.latest.values():
-            heard(telemetry)
-        subscriber.on_telemetry = heard
+            self._heard(telemetry)
+
+    def _heard(self, telemetry: Telemetry) -> None:
+        assert self._gpus is not None and self._controller is not None
+        self._controller.on_telemetry(telemetry)
+        clock_mhz = self._gpus.setpoint(telemetry.instance).clock_mhz
+        if not clock_mhz:
+            clock_mhz = telemetry.load.clock_mhz or (list(self._gpus.clocks_mhz) or self._plant.gpu.clocks())[-1]
+        self._loads[telemetry.instance] = telemetry.load._replace(clock_mhz=clock_mhz)
+        self._gpus.heard(telemetry)
 
     async def _hear_all(self, servers: Servers, subscriber: Subscriber) -> None:
         until_s = time.monotonic() + HEAR_S
@@ -387,7 +386,6 @@ class LiveRun:
     def _about(
         self, recorder: LiveRecorder, controller: Controller, subscriber: Subscriber, gpus: Gpus
     ) -> dict[str, Any]:
-        refused = gpus.refused if isinstance(gpus, OwnedGpus) else {}
         return {
             "servers": self._config.servers.get("name"),
             "control": self._config.control.get("name"),
@@ -397,7 +395,7 @@ class LiveRun:
             "server_lag_ms": gpus.lags_ms(),
             "decision_errors": controller.errors,
             "telemetry_lost": subscriber.lost,
-            "commands_refused": dict(refused),
+            "commands_refused": gpus.refused(),
             "failures": dict(recorder.failures),
             "servers_ended": dict(self._happened.ended),
             "privileged": isinstance(self._control, NvmlControl),

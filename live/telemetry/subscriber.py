@@ -22,13 +22,6 @@ HIGH_WATER_MARK = 1024
 SWEEP_S = 0.05
 """The socket is looked at this often besides, because ZMQ signals only that messages came, not that some are left."""
 
-Decoder = Callable[[Sequence[bytes]], Message]
-
-
-def decode_frames(frames: Sequence[bytes]) -> Message:
-    """The decoder of our own messages, which are one frame each."""
-    return decode(frames[-1])
-
 
 class Counters(NamedTuple):
     """What a server counts since it started."""
@@ -94,8 +87,8 @@ class Subscriber:
         on_telemetry: called with everything that comes in, in order.
     """
 
-    def __init__(self, on_telemetry: Callable[[Telemetry], None] | None = None) -> None:
-        self.on_telemetry = on_telemetry
+    def __init__(self, on_telemetry: Callable[[Telemetry], None] = lambda telemetry: None) -> None:
+        self._on_telemetry = on_telemetry
         self.latest: dict[str, Telemetry] = {}
         self.sources: dict[str, Source] = {}
         self.rejected = 0
@@ -103,16 +96,11 @@ class Subscriber:
         self.transport_latency = LatencyHistogram()
         """From the publication of a message until its arrival here, since the run began."""
         self.start = Clock.now()
-        self._sockets: list[tuple[zmq.Socket[bytes], Decoder]] = []
+        self._sockets: list[zmq.Socket[bytes]] = []
         self._detach: Callable[[], None] = lambda: None
 
-    def connect(self, endpoint: str, decoder: Decoder = decode_frames) -> None:
-        """Listen to a publisher, which need not be there yet.
-
-        Args:
-            endpoint: ``ipc://PATH`` or ``tcp://HOST:PORT``.
-            decoder: makes a message of what it sends.
-        """
+    def connect(self, endpoint: str) -> None:
+        """Listen to a publisher at ``ipc://PATH`` or ``tcp://HOST:PORT``, which need not be there yet."""
         socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.SUB)
         socket.setsockopt(zmq.RCVHWM, HIGH_WATER_MARK)
         socket.setsockopt(zmq.LINGER, 0)
@@ -120,7 +108,7 @@ class Subscriber:
         socket.setsockopt(zmq.RECONNECT_IVL_MAX, 500)
         socket.subscribe(b"")
         socket.connect(endpoint)
-        self._sockets.append((socket, decoder))
+        self._sockets.append(socket)
 
     def begin(self) -> None:
         """A run starts now: times and counters are 0 at this instant."""
@@ -147,9 +135,9 @@ class Subscriber:
 
     def receive(self) -> int:
         """Take in whatever has come, without waiting; return how many messages."""
-        return sum(self._drain(socket, decoder) for socket, decoder in self._sockets)
+        return sum(map(self._drain, self._sockets))
 
-    def _drain(self, socket: zmq.Socket[bytes], decoder: Decoder) -> int:
+    def _drain(self, socket: zmq.Socket[bytes]) -> int:
         taken = 0
         while True:
             try:
@@ -157,12 +145,20 @@ class Subscriber:
             except zmq.Again:
                 return taken
             taken += 1
-            self._take(frames, decoder)
+            self._take(frames)
 
-    def _take(self, frames: Sequence[bytes], decoder: Decoder) -> None:
+    def decode(self, frames: Sequence[bytes]) -> Message:
+        """The message in what a publisher sent; ours are one frame each.
+
+        Raises:
+            WrongMessageError: it is none.
+        """
+        return decode(frames[-1])
+
+    def _take(self, frames: Sequence[bytes]) -> None:
         now = Clock.now()
         try:
-            message = decoder(frames)
+            message = self.decode(frames)
         except WrongMessageError as error:
             if not self.rejected:
                 logger.error("telemetry ignored: %s", error)
@@ -192,12 +188,11 @@ class Subscriber:
         )
         self.latest[message.instance] = telemetry
         self.transport_latency.add(max(0.0, telemetry.transport_s))
-        if self.on_telemetry is not None:
-            self.on_telemetry(telemetry)
+        self._on_telemetry(telemetry)
 
     def attach(self, loop: asyncio.AbstractEventLoop) -> None:
         """Receive whenever something comes while the loop runs, until `close`."""
-        numbers = [int(socket.getsockopt(zmq.FD)) for socket, _ in self._sockets]
+        numbers = [int(socket.getsockopt(zmq.FD)) for socket in self._sockets]
         for number in numbers:
             loop.add_reader(number, self.receive)
         sweep = asyncio.ensure_future(self._sweep(), loop=loop)
@@ -218,7 +213,7 @@ class Subscriber:
         """Stop listening."""
         self._detach()
         self._detach = lambda: None
-        for socket, _ in self._sockets:
+        for socket in self._sockets:
             socket.close()
         self._sockets.clear()
 

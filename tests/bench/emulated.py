@@ -18,15 +18,17 @@ import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import msgspec
 import uvloop
 
 from voltana.errors import UserError
 from voltana.live.controller import Controller
+from voltana.live.gpus.emulated import EmulatedGpus
+from voltana.live.http import ask
 from voltana.live.servers import Endpoint
-from voltana.live.servers.emulated.cluster import EmulatedClocks, EmulatedCluster
+from voltana.live.servers.emulated.cluster import EmulatedCluster
 from voltana.live.telemetry.subscriber import Subscriber
 from voltana.state import Decision, LoadSnapshot
 
@@ -155,14 +157,6 @@ def _length(draw: random.Random, mean: int) -> int:
     return max(1, min(3000, round(draw.lognormvariate(0.0, 0.9) * mean / 1.5)))
 
 
-async def _get(endpoint: Endpoint, path: str) -> Any:
-    reader, writer = await asyncio.open_connection(endpoint.host, endpoint.port)
-    writer.write(f"GET {path} HTTP/1.1\r\nhost: emulated\r\nconnection: close\r\n\r\n".encode())
-    answer = await reader.read()
-    writer.close()
-    return json.loads(answer.partition(b"\r\n\r\n")[2])
-
-
 def _cpu(cluster: EmulatedCluster) -> dict[str, float]:
     """CPU time of every server and of this process, the client and controller, s."""
     pids = {"client and controller": os.getpid()} | {each.name: each.pid for each in cluster.endpoints.values()}
@@ -179,28 +173,28 @@ async def run(options: argparse.Namespace) -> None:
     settings = {"stream_interval": options.stream_interval, "clock_mhz": options.clock_mhz}
     async with EmulatedCluster(options.prefill, options.decode, plant, settings) as cluster:
         endpoints = list(cluster.endpoints.values())
-        with Subscriber() as subscriber:
+        levels = (options.clock_mhz, options.clock_mhz - 15)
+        gpus = EmulatedGpus(list(cluster.endpoints), levels)
+        await gpus.attach(endpoints)
+        with Subscriber(lambda telemetry: controller.on_telemetry(telemetry)) as subscriber:
+            policies = {each.name: Alternating(*levels) for each in endpoints}
+            controller = Controller(policies, gpus, subscriber)
             for endpoint in endpoints:
                 subscriber.connect(endpoint.telemetry)
             subscriber.attach(asyncio.get_running_loop())
-            clocks = EmulatedClocks(endpoints)
-            await clocks.connect()
-            levels = (options.clock_mhz, options.clock_mhz - 15)
-            policies = {each.name: Alternating(*levels) for each in endpoints}
-            controller = Controller(policies, clocks, subscriber)
             controller.start()
             gc.freeze()
             tally = await load(cluster, options)
             controller.stop()
             show(tally)
             for each in endpoints:
-                energy = await _get(each, "/emulated/energy")
+                energy = json.loads((await ask(each.url, "/emulated/energy")).body)
                 work = f"{energy['iterations']} iterations, {energy['energy_j']:.0f} J"
                 print(f"{each.name}: {work}, behind by {energy['lag_ms']['max']} ms at most")
             print(f"controller: telemetry to command, ms: {controller.decision_latency.summary_ms()}")
             print(f"            server to controller, ms: {subscriber.transport_latency.summary_ms()}")
             print(f"            {controller.clock_changes} commands, {subscriber.lost} messages lost")
-            await clocks.close()
+            await gpus.close()
 
 
 def show(tally: Tally) -> None:

@@ -15,8 +15,10 @@ from hypothesis import strategies as st
 from tests.bench.emulated import Alternating
 from voltana.errors import UserError
 from voltana.live.controller import Controller
+from voltana.live.gpus import Setpoint
+from voltana.live.gpus.emulated import EmulatedGpus
 from voltana.live.latency import LatencyHistogram
-from voltana.live.servers.emulated.cluster import EmulatedClocks, EmulatedCluster
+from voltana.live.servers.emulated.cluster import EmulatedCluster
 from voltana.live.telemetry.message import IDLE, Telemetry
 from voltana.live.telemetry.subscriber import Subscriber
 from voltana.policies.build import build_policy
@@ -29,12 +31,18 @@ class Clocks:
 
     def __init__(self) -> None:
         self.commands: list[tuple[str, int | float | None]] = []
+        self._setpoints: dict[str, Setpoint] = {}
+
+    def setpoint(self, instance: str) -> Setpoint:
+        return self._setpoints.get(instance, Setpoint())
 
     def set_clock(self, instance: str, clock_mhz: int) -> None:
         self.commands.append((instance, clock_mhz))
+        self._setpoints[instance] = self.setpoint(instance)._replace(clock_mhz=clock_mhz)
 
     def set_power_cap(self, instance: str, power_cap_w: float | None) -> None:
         self.commands.append((instance, power_cap_w))
+        self._setpoints[instance] = self.setpoint(instance)._replace(power_cap_w=power_cap_w)
 
 
 class Scripted:
@@ -226,28 +234,26 @@ def cluster_run(policies: Callable[[str], Any], output_tokens: int) -> tuple[Con
 
     async def main() -> Controller:
         async with asyncio.timeout(30), EmulatedCluster(1, 1, sections) as cluster:
-            with Subscriber() as subscriber:
+
+            def watch(telemetry: Telemetry) -> None:
+                controller.on_telemetry(telemetry)
+                if telemetry.instance == "decode-0" and telemetry.load.batch_size:
+                    seen.append(telemetry.load.clock_mhz)
+
+            gpus = EmulatedGpus(list(cluster.endpoints), ())
+            await gpus.attach(list(cluster.endpoints.values()))
+            with Subscriber(watch) as subscriber:
+                instances = {name: policies(name) for name in cluster.endpoints}
+                controller = Controller(instances, gpus, subscriber)
                 for endpoint in cluster.endpoints.values():
                     subscriber.connect(endpoint.telemetry)
                 subscriber.attach(asyncio.get_running_loop())
-                clocks = EmulatedClocks(cluster.endpoints.values())
-                await clocks.connect()
-                instances = {name: policies(name) for name in cluster.endpoints}
-                controller = Controller(instances, clocks, subscriber)
                 while len(subscriber.latest) < 2:
                     await asyncio.sleep(0.01)
                 controller.start()
-                decide = controller.on_telemetry
-
-                def watch(telemetry: Telemetry) -> None:
-                    decide(telemetry)
-                    if telemetry.instance == "decode-0" and telemetry.load.batch_size:
-                        seen.append(telemetry.load.clock_mhz)
-
-                subscriber.on_telemetry = watch
                 await busy(cluster, output_tokens)
                 controller.stop()
-                await clocks.close()
+                await gpus.close()
                 return controller
 
     return asyncio.run(main()), seen

@@ -23,6 +23,7 @@ from voltana.live.router.settings import RouterSettings
 from voltana.live.servers import Endpoint
 from voltana.live.servers.sglang.environment import Environment
 from voltana.live.servers.sglang.launch import SglangServers
+from voltana.live.telemetry.message import Telemetry
 from voltana.live.telemetry.subscriber import Subscriber
 from voltana.policies.balancers import RoundRobin
 
@@ -199,14 +200,23 @@ class Stack:
             yield router
 
     @asynccontextmanager
-    async def telemetry(self) -> AsyncIterator[Subscriber]:
-        """What the servers publish, heard from each of them before a test begins."""
-        with Subscriber() as subscriber:
+    async def telemetry(
+        self, on_telemetry: Callable[[Telemetry], object] = lambda telemetry: None
+    ) -> AsyncIterator[Subscriber]:
+        """What the servers publish, heard from each of them before a test begins and is told."""
+        begun = False
+
+        def heard(telemetry: Telemetry) -> None:
+            if begun:
+                on_telemetry(telemetry)
+
+        with Subscriber(heard) as subscriber:
             for endpoint in self.servers.endpoints.values():
                 subscriber.connect(endpoint.telemetry)
             subscriber.attach(asyncio.get_running_loop())
             await until(lambda: len(subscriber.latest) == len(self.servers.endpoints))
             subscriber.begin()
+            begun = True
             yield subscriber
 
 

@@ -6,8 +6,9 @@ import time
 from pathlib import Path
 from typing import Any
 
+from tests.live.telemetry.forward_pass import ForwardPassDecoder
 from voltana.live.controller import Controller
-from voltana.live.telemetry.forward_pass import ForwardPassDecoder
+from voltana.live.gpus import Setpoint
 from voltana.live.telemetry.message import Telemetry
 from voltana.live.telemetry.subscriber import Subscriber
 from voltana.state import Decision, LoadSnapshot
@@ -19,8 +20,11 @@ CLOCKS_MHZ = (705, 1005, 1410)
 async def test_every_iteration_is_told(stack: Any) -> None:
     """One request of known size, alone on its pair."""
     heard: dict[str, list[Telemetry]] = {"prefill-0": [], "decode-0": []}
-    async with stack.telemetry() as subscriber, stack.router(1, 1) as router:
-        subscriber.on_telemetry = lambda telemetry: heard.setdefault(telemetry.instance, []).append(telemetry)
+
+    def hear(telemetry: Telemetry) -> None:
+        heard.setdefault(telemetry.instance, []).append(telemetry)
+
+    async with stack.telemetry(hear) as subscriber, stack.router(1, 1) as router:
         body = {"input_ids": stack.prompt(700), "sampling_params": stack.greedy(60)}
         assert (await stack.ask(router.url, "/generate", body)).status == 200
         await stack.until(
@@ -61,8 +65,7 @@ async def test_a_batch_is_told_as_one(stack: Any) -> None:
         if telemetry.instance == "decode-0":
             largest = max(largest, telemetry.load.batch_size)
 
-    async with stack.telemetry() as subscriber, stack.router(1, 1) as router:
-        subscriber.on_telemetry = note
+    async with stack.telemetry(note) as subscriber, stack.router(1, 1) as router:
         bodies = [{"input_ids": stack.prompt(50, seed), "sampling_params": stack.greedy(100)} for seed in range(6)]
         await asyncio.gather(*(stack.ask(router.url, "/generate", body) for body in bodies))
         load = subscriber.load("decode-0")
@@ -96,8 +99,12 @@ async def test_the_hook_costs_a_scheduler_less_than_50_us(stack: Any, probe: Pat
 async def test_sglangs_own_metrics_can_stand_in(stack: Any, forward_pass: str) -> None:
     """Read by `ForwardPassDecoder`, without a hook."""
     loads: list[LoadSnapshot] = []
-    with Subscriber(lambda telemetry: loads.append(telemetry.load)) as subscriber:
-        subscriber.connect(f"{forward_pass}.0", ForwardPassDecoder("unified-0", "decode"))
+
+    class ForwardPass(Subscriber):
+        decode = staticmethod(ForwardPassDecoder("unified-0", "decode").__call__)
+
+    with ForwardPass(lambda telemetry: loads.append(telemetry.load)) as subscriber:
+        subscriber.connect(f"{forward_pass}.0")
         subscriber.attach(asyncio.get_running_loop())
         await stack.until(lambda: loads)
         loads.clear()
@@ -122,6 +129,9 @@ class RecordingClocks:
     def __init__(self) -> None:
         self.commands: list[tuple[str, int]] = []
 
+    def setpoint(self, instance: str) -> Setpoint:
+        return Setpoint(next((clock for name, clock in reversed(self.commands) if name == instance), 0))
+
     def set_clock(self, instance: str, clock_mhz: int) -> None:
         self.commands.append((instance, clock_mhz))
 
@@ -139,8 +149,15 @@ class ByBatch:
 async def test_the_controller_follows_the_load(stack: Any) -> None:
     clocks = RecordingClocks()
     names = [name for name in stack.servers.endpoints if not name.startswith("unified")]
-    async with stack.telemetry() as subscriber, stack.router(1, 1) as router:
+    controllers: list[Controller] = []
+
+    def hear(telemetry: Telemetry) -> None:
+        for each in controllers:
+            each.on_telemetry(telemetry)
+
+    async with stack.telemetry(hear) as subscriber, stack.router(1, 1) as router:
         controller = Controller({name: ByBatch() for name in names}, clocks, subscriber)
+        controllers.append(controller)
         controller.start()
         assert clocks.commands == [(name, 705) for name in names]
         bodies = [{"input_ids": stack.prompt(50, n), "sampling_params": stack.greedy(40 + 40 * n)} for n in range(3)]

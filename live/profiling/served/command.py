@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from voltana import checks
 from voltana.app.compose import instantiate
 from voltana.errors import UserError
-from voltana.live.clocks.control import Control, SimulatedControl
-from voltana.live.profiling.served.gpus import Acknowledgements, EmulatedGpus, Gpus, OwnedGpus
+from voltana.live.clocks.control import Control
+from voltana.live.gpus.emulated import EmulatedGpus
+from voltana.live.gpus.owned import OwnedGpus
 from voltana.live.profiling.served.run import profile_pair
 from voltana.live.profiling.served.settings import ServedSettings
 from voltana.live.run.config import gpu_groups
 from voltana.live.run.fleet import attached_endpoint
-from voltana.live.servers import Endpoint
 from voltana.live.servers.emulated.cluster import EmulatedCluster
 from voltana.sim.plant import GpuSpec
 
@@ -50,43 +49,15 @@ def profile_servers(values: Mapping[str, Any], out: Path) -> None:
     decode = attached_endpoint("decode", 0, servers["decode"], "profile.servers.decode")
     tp = int(checks.number("model.tp", values["model"].get("tp", 1), low=1))
     groups = gpu_groups(gpus, [prefill.name, decode.name], tp)
-    made = instantiate(control or {})
-    asyncio.run(_attached(prefill, decode, made, groups, settings, out, about))
+    made: Control = instantiate(control or {})
+    held = OwnedGpus(made, groups, "voltana-profile", drives=False)
+    asyncio.run(profile_pair(prefill, decode, held, settings, out, about))
 
 
 async def _emulated(values: Mapping[str, Any], settings: ServedSettings, out: Path, about: Mapping[str, Any]) -> None:
     gpu = dict(values["gpu"])
     plant = {"gpu": gpu, "model": values["model"], "engine": values["serving"]["engine"]}
-    clocks_mhz = GpuSpec.from_mapping(gpu).clocks()
     async with EmulatedCluster(1, 1, plant) as cluster:
-        (prefill,), (decode,) = cluster.of("prefill"), cluster.of("decode")
-
-        def gpus() -> EmulatedGpus:
-            return EmulatedGpus(cluster.endpoints.values(), clocks_mhz, f"emulated {gpu.get('name')}")
-
-        await profile_pair(prefill, decode, gpus, settings, out, about)
-
-
-async def _attached(
-    prefill: Endpoint,
-    decode: Endpoint,
-    control: Control,
-    groups: Mapping[str, list[int]],
-    settings: ServedSettings,
-    out: Path,
-    about: Mapping[str, Any],
-) -> None:
-    async with _owned(control, groups) as gpus:
-        await profile_pair(prefill, decode, gpus, settings, out, about)
-
-
-@asynccontextmanager
-async def _owned(control: Control, groups: Mapping[str, list[int]]) -> AsyncIterator[Callable[[], Gpus]]:
-    acknowledgements = Acknowledgements()
-    listed = [gpu for group in groups.values() for gpu in group]
-    with control.open(listed, "voltana-profile", acknowledgements.on_event) as client:
-
-        def gpus() -> OwnedGpus:
-            return OwnedGpus(client, acknowledgements, groups, simulated=isinstance(control, SimulatedControl))
-
-        yield gpus
+        model = f"emulated {gpu.get('name')}"
+        gpus = EmulatedGpus(list(cluster.endpoints), GpuSpec.from_mapping(gpu).clocks(), model=model)
+        await profile_pair(cluster.of("prefill")[0], cluster.of("decode")[0], gpus, settings, out, about)

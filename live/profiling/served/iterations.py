@@ -14,7 +14,6 @@ from typing import NamedTuple
 
 from voltana.errors import UserError
 from voltana.live.telemetry.message import Telemetry
-from voltana.live.telemetry.subscriber import Subscriber
 from voltana.state import LoadSnapshot
 
 HEARD_S = 15.0
@@ -32,22 +31,16 @@ class Iteration(NamedTuple):
 
 
 class Iterations:
-    """Collects what servers run; hears of it while the event loop runs.
+    """Collects what servers run, as `take` is told of it."""
 
-    Args:
-        subscriber: connected to them; its `on_telemetry` is set.
-    """
-
-    def __init__(self, subscriber: Subscriber) -> None:
-        self._subscriber = subscriber
-        self._last: dict[str, LoadSnapshot] = {}
+    def __init__(self) -> None:
+        self._last: dict[str, Telemetry] = {}
         self._ended: dict[str, list[Iteration]] = {}
         self._news = asyncio.Event()
         self.listeners: list[Callable[[Telemetry], None]] = []
         """Told of every message too."""
         self.missed = 0
         """Iterations that cannot be told apart, because a message was lost."""
-        subscriber.on_telemetry = self._take
 
     async def heard_of(self, *instances: str) -> None:
         """Wait for the first message of each.
@@ -64,11 +57,11 @@ class Iterations:
 
     def load(self, instance: str) -> LoadSnapshot:
         """The latest snapshot."""
-        return self._last[instance]
+        return self._last[instance].load
 
     def kv_tokens(self, instance: str) -> int:
         """KV tokens that fit; 0: not known."""
-        return self._subscriber.latest[instance].max_kv_tokens
+        return self._last[instance].max_kv_tokens
 
     def clear(self, instance: str) -> None:
         """Forget what has ended so far."""
@@ -97,20 +90,20 @@ class Iterations:
                 return bool(condition())
         return True
 
-    def _take(self, telemetry: Telemetry) -> None:
+    def take(self, telemetry: Telemetry) -> None:
+        """A message came; for a `Subscriber`."""
         name, load = telemetry.instance, telemetry.load
-        before = self._last.get(name)
-        if before is not None and before.batch_size:
+        told = self._last.get(name)
+        if told is not None and told.load.batch_size:
+            before = told.load
             grown = load.iterations - before.iterations
             if grown == 1:
-                start_s = self._subscriber.start.monotonic_s + before.time_s
+                start_s = told.received_s - told.transport_s
                 took_s = load.busy_s - before.busy_s
-                self._ended.setdefault(name, []).append(
-                    Iteration(start_s, took_s, before.batch_size, before.batch_tokens)
-                )
+                self.ended(name).append(Iteration(start_s, took_s, before.batch_size, before.batch_tokens))
             else:
                 self.missed += max(0, grown)
-        self._last[name] = load
+        self._last[name] = telemetry
         for listener in self.listeners:
             listener(telemetry)
         self.wake()

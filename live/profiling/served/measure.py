@@ -11,8 +11,8 @@ import time
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 
+from voltana.live.gpus import Gpus, Meter
 from voltana.live.profiling.cells import Cell, Point
-from voltana.live.profiling.served.gpus import Gpus, Meter
 from voltana.live.profiling.served.iterations import Iteration, Iterations
 from voltana.live.profiling.served.pair import Pair
 from voltana.live.profiling.served.settings import ServedSettings
@@ -102,7 +102,7 @@ class Stage:
 
     async def _set(self, instance: str, clock_mhz: int, settable: bool) -> None:
         if settable:
-            await self._gpus.set_clock(instance, clock_mhz)
+            await self._gpus.apply(instance, clock_mhz)
 
     # Prefill: one batch after the other
 

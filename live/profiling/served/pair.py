@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 from voltana.errors import UserError
-from voltana.live.profiling.served.http import Call, ask_json
+from voltana.live.http import Connection, demand, demand_json
 from voltana.live.servers import Endpoint
 
 TOKEN_IDS = range(100, 1000)
@@ -39,7 +39,8 @@ class Pair:
         """
         told = {}
         for phase, endpoint in (("prefill", self.prefill), ("decode", self.decode)):
-            info = await ask_json(endpoint.url, "/server_info")
+            with contextlib.closing(Connection(endpoint.url)) as connection:
+                info = await demand_json(connection, "/server_info")
             told[phase] = {key: info.get(key) for key in ABOUT}
         return told
 
@@ -50,10 +51,10 @@ class Pair:
             UserError: a server refuses, hangs up or does not answer in time.
         """
         body = self._body(prompts, length, 1)
-        legs = [Call(endpoint.url, "/generate", body) for endpoint in (self.prefill, self.decode)]
+        legs = [Connection(endpoint.url) for endpoint in (self.prefill, self.decode)]
         try:
             async with asyncio.timeout(timeout_s):
-                await asyncio.gather(*(leg.whole() for leg in legs))
+                await asyncio.gather(*(demand(leg, "/generate", body, timeout_s=None) for leg in legs))
         except TimeoutError as error:
             what = f"{prompts} prompts of {length} tokens"
             raise UserError(f"profile.timeout_s: found {timeout_s:g}, in which {what} were not answered") from error
@@ -68,11 +69,14 @@ class Pair:
         Gives a future that is done when they have ended, or fails with a `UserError` when a server refuses.
         """
         body = self._body(requests, length, output_tokens)
-        legs = [
-            Call(self.prefill.url, "/generate", body),
-            Call(self.decode.url, "/generate", body | {"stream": True}),
-        ]
-        ended = asyncio.gather(*(leg.discard() for leg in legs))
+        legs = [Connection(endpoint.url) for endpoint in (self.prefill, self.decode)]
+        bodies = [body, body | {"stream": True}]
+        ended = asyncio.gather(
+            *(
+                demand(leg, "/generate", each, timeout_s=None, discard=True)
+                for leg, each in zip(legs, bodies, strict=True)
+            )
+        )
         try:
             yield ended
         finally:

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import AsyncExitStack
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from voltana import checks
 from voltana.errors import UserError
+from voltana.live.gpus import Gpus
 from voltana.live.profiling.cells import Cell, Group, decode_groups, prefill_group, spread_order
 from voltana.live.profiling.journal import Journal
 from voltana.live.profiling.search import Search
-from voltana.live.profiling.served.gpus import Gpus
 from voltana.live.profiling.served.iterations import Iterations
 from voltana.live.profiling.served.measure import NotReachedError, Served, Stage
 from voltana.live.profiling.served.pair import Pair
@@ -59,7 +59,7 @@ class ServedProfile:
         self._settings, self._out, self._show = settings, out, show
         self._stage = Stage(pair, iterations, gpus, settings)
         self._notes: list[str] = []
-        self._about = {"format": FORMAT, **about, "gpus": gpus.names, "settings": self._lasting()}
+        self._about = {"format": FORMAT, **about, "gpus": gpus.models, "settings": self._lasting()}
         self._journal = Journal(out.with_suffix(".cells.jsonl"), self._about, Served)
 
     async def run(self) -> None:
@@ -107,7 +107,7 @@ class ServedProfile:
     async def _clocks(self) -> tuple[list[int], bool]:
         """Clocks to measure at, and whether they are set."""
         wanted = sorted(set(self._settings.clocks_mhz))
-        if self._gpus.clocks_mhz:
+        if self._gpus.settable:
             every = wanted or self._gpus.clocks_mhz[-1:]
             return list(checks.levels("profile.clocks_mhz", every, self._gpus.clocks_mhz)), bool(wanted)
         if len(wanted) > 1:
@@ -156,7 +156,7 @@ def describe(measured: Served) -> str:
 async def profile_pair(
     prefill: Endpoint,
     decode: Endpoint,
-    gpus: Callable[[], Gpus],
+    gpus: Gpus,
     settings: ServedSettings,
     out: Path,
     about: Mapping[str, Any] | None = None,
@@ -165,7 +165,7 @@ async def profile_pair(
 
     Args:
         prefill, decode: the servers.
-        gpus: makes their clocks and meters; closed at the end.
+        gpus: their clocks and meters; opened here and closed at the end.
         settings: what and how long.
         out: the table to write.
         about: what else all cells have in common.
@@ -173,26 +173,22 @@ async def profile_pair(
     Raises:
         UserError: a server, the GPUs or a journal found refuse.
     """
-    with Subscriber() as subscriber, Show(settings.budget_s) as show:
-        iterations = Iterations(subscriber)
-        for endpoint in (prefill, decode):
+    iterations = Iterations()
+    endpoints = (prefill, decode)
+    with Subscriber(iterations.take) as subscriber, Show(settings.budget_s) as show:
+        for endpoint in endpoints:
             subscriber.connect(endpoint.telemetry)
         subscriber.attach(asyncio.get_running_loop())
         await iterations.heard_of(prefill.name, decode.name)
-        pair = Pair(prefill, decode, settings.seed)
-        about = {**(about or {}), "servers": await pair.about()}
-        async with _closing(gpus()) as held:
-            iterations.listeners.append(held.on_telemetry)
-            profile = ServedProfile(pair, iterations, held, settings, out, show, about)
+        async with AsyncExitStack() as stack:
+            stack.push_async_callback(gpus.close)
+            await gpus.open()
+            await gpus.attach(endpoints)
+            pair = Pair(prefill, decode, settings.seed)
+            about = {**(about or {}), "servers": await pair.about()}
+            iterations.listeners.append(gpus.heard)
+            profile = ServedProfile(pair, iterations, gpus, settings, out, show, about)
             try:
                 await profile.run()
             finally:
                 profile.write()
-
-
-@asynccontextmanager
-async def _closing(gpus: Gpus) -> AsyncIterator[Gpus]:
-    try:
-        yield gpus
-    finally:
-        await gpus.close()

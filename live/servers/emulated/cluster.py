@@ -8,7 +8,7 @@ import shutil
 import sys
 import tempfile
 from asyncio.subprocess import PIPE, Process
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import IO, Any, Self
 
@@ -167,57 +167,3 @@ async def _stop(process: Process) -> None:
     except TimeoutError:
         process.kill()
         await process.wait()
-
-
-class EmulatedClocks:
-    """The clocks of emulated servers for `voltana.live.controller`: one connection each, commands sent at once.
-
-    Args:
-        endpoints: the servers.
-    """
-
-    def __init__(self, endpoints: Iterable[Endpoint]) -> None:
-        self._endpoints = list(endpoints)
-        self._writers: dict[str, asyncio.StreamWriter] = {}
-        self._readers: list[asyncio.Task[None]] = []
-        self._clocks: dict[str, int] = {}
-        self._caps: dict[str, float | None] = {}
-
-    async def connect(self) -> None:
-        """Connect to all servers.
-
-        Raises:
-            OSError: one does not answer.
-        """
-        for endpoint in self._endpoints:
-            reader, self._writers[endpoint.name] = await asyncio.open_connection(endpoint.host, endpoint.port)
-            self._readers.append(asyncio.create_task(_discard(reader)))
-
-    def set_clock(self, instance: str, clock_mhz: int) -> None:
-        """Command a clock; does not wait."""
-        self._clocks[instance] = clock_mhz
-        self._send(instance)
-
-    def set_power_cap(self, instance: str, power_cap_w: float | None) -> None:
-        """Command a power limit of every GPU of the instance, None for its own; does not wait."""
-        self._caps[instance] = power_cap_w
-        if instance in self._clocks:
-            self._send(instance)
-
-    def _send(self, instance: str) -> None:
-        body = encode_json({"mhz": self._clocks[instance], "power_cap_w": self._caps.get(instance)})
-        head = f"POST /emulated/clock HTTP/1.1\r\nhost: emulated\r\ncontent-length: {len(body)}\r\n\r\n"
-        self._writers[instance].write(head.encode() + body)
-
-    async def close(self) -> None:
-        """Close the connections."""
-        for reader in self._readers:
-            reader.cancel()
-        for writer in self._writers.values():
-            writer.close()
-        await asyncio.gather(*self._readers, return_exceptions=True)
-
-
-async def _discard(reader: asyncio.StreamReader) -> None:
-    while await reader.read(65536):
-        pass

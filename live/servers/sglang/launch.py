@@ -24,6 +24,7 @@ from typing import Any, Self
 
 from voltana import checks
 from voltana.errors import UserError
+from voltana.live.http import is_healthy
 from voltana.live.servers import Endpoint, Role
 from voltana.live.servers.sglang.environment import Environment, clean_environment
 from voltana.live.servers.sglang.flags import ENVIRONMENT, Device, arguments, server_flags
@@ -39,7 +40,6 @@ PORTS_PER_SERVER = 3
 LOOKED_AT = 200
 """Lines at the end of a log that may tell why a server ended."""
 POLL_S = 0.5
-HEALTH_TIMEOUT_S = 5.0
 STARTS = 3
 """How often servers are started in all where one of them finds a port taken meanwhile."""
 PORT_TAKEN = re.compile("address already in use|EADDRINUSE", re.IGNORECASE)
@@ -274,7 +274,7 @@ class SglangServers:
             if process.status is not None:
                 taken = any(map(PORT_TAKEN.search, process.last_lines(LOOKED_AT)))
                 raise (_PortTakenError if taken else UserError)(process.ended_how(process.status))
-            if await is_healthy(endpoint.host, endpoint.port):
+            if await is_healthy(endpoint.url):
                 return
             await asyncio.sleep(POLL_S)
         last = " / ".join(process.last_lines(1))
@@ -335,21 +335,6 @@ def free_ports(host: str, count: int) -> list[int]:
             probe.bind((host, port))
             found.append(port)
     raise UserError(f"ports: found {len(found)} free from {PORTS[0]} to {PORTS[-1]}, allowed: {count}")
-
-
-async def is_healthy(host: str, port: int) -> bool:
-    """Whether a server answers GET /health with 200."""
-    request = f"GET /health HTTP/1.1\r\nhost: {host}:{port}\r\nconnection: close\r\n\r\n"
-    try:
-        async with asyncio.timeout(HEALTH_TIMEOUT_S):
-            reader, writer = await asyncio.open_connection(host, port)
-            try:
-                writer.write(request.encode())
-                return b" 200 " in await reader.readline()
-            finally:
-                writer.close()
-    except OSError:
-        return False
 
 
 # By hand

@@ -23,9 +23,10 @@ from omegaconf import OmegaConf
 
 from voltana.live.clocks import access
 from voltana.live.clocks.changes import Changes
-from voltana.live.clocks.client import ClockClient, Event
+from voltana.live.clocks.client import ClockClient
 from voltana.live.clocks.limits import Limits
 from voltana.live.clocks.owner import serve
+from voltana.live.clocks.protocol import Event
 from voltana.live.clocks.simulated import SimulatedGpu
 from voltana.sim.plant import EngineSpec, GpuSpec, ModelSpec, Plant
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from hydra import compose, initialize_config_module
+from voltana.live.clocks.trace import TraceWriter
 
 from tests.bench import clocks as bench
 from voltana.app.compose import instantiate
@@ -20,7 +21,6 @@ from voltana.live.clocks.control import NvmlControl, ObserveControl, ReplayContr
 from voltana.live.clocks.device import GpuInfo, Reading
 from voltana.live.clocks.protocol import Applied
 from voltana.live.clocks.simulated import Load
-from voltana.live.clocks.trace import TraceWriter
 
 Go = Callable[..., Any]
 

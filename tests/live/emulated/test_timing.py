@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 
 from voltana.errors import UserError
-from voltana.live.servers.emulated.cluster import EmulatedClocks, EmulatedCluster
+from voltana.live.gpus.emulated import EmulatedGpus
+from voltana.live.servers.emulated.cluster import EmulatedCluster
 from voltana.live.servers.emulated.config import build_plant, load_config
 from voltana.live.telemetry.message import Telemetry
 from voltana.live.telemetry.subscriber import Subscriber
@@ -50,17 +51,17 @@ def test_the_gaps_between_tokens_are_the_plants(run: Run, client: Any, plant: Pl
     batch, prompt, output = 6, 200, 60
 
     async def check(cluster: EmulatedCluster) -> None:
-        clocks = EmulatedClocks(cluster.endpoints.values())
-        await clocks.connect()
+        gpus = EmulatedGpus(list(cluster.endpoints), ())
+        await gpus.attach(list(cluster.endpoints.values()))
         for clock in (1410, 705):
-            clocks.set_clock("decode-0", clock)
+            gpus.set_clock("decode-0", clock)
             streams = await asyncio.gather(*(stamps(client, cluster, prompt, output) for _ in range(batch)))
             # All are in the batch between the first token of the last and the last of the first.
             gaps = [(times[-2] - times[9]) / (output - 11) for times in streams]
             expected = plant.decode(batch, batch * (prompt + output // 2), clock).duration_s
             assert sum(gaps) / batch == pytest.approx(expected, rel=0.05)
             assert all(len(times) == output for times in streams)
-        await clocks.close()
+        await gpus.close()
 
     run(check)
 

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import pytest
 
-from voltana.live.run.energy import metered
+from voltana.live.gpus.energy import metered
 from voltana.record import InstanceRow, RunRecord
 
 COMMAND = Path(sys.executable).parent / "voltana-live"

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from voltana.live.run.energy import EnergyCurve, History, Metered, clipped, metered
+from voltana.live.gpus.energy import EnergyCurve, History, Metered, clipped, metered
 from voltana.record import InstanceRow
 
 steps = st.lists(st.tuples(st.floats(0.01, 5), st.floats(0, 400)), min_size=2, max_size=20)

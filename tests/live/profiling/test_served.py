@@ -15,14 +15,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from voltana.errors import UserError
-from voltana.live.profiling.served.gpus import EmulatedGpus, Meter
+from voltana.live.gpus import Meter
+from voltana.live.gpus.emulated import EmulatedGpus
 from voltana.live.profiling.served.iterations import Iteration, Iterations
 from voltana.live.profiling.served.measure import mean_power_w, trimmed
 from voltana.live.profiling.served.run import ServedProfile, profile_pair
 from voltana.live.profiling.served.settings import ServedSettings
 from voltana.live.servers.emulated.cluster import EmulatedCluster
 from voltana.live.telemetry.message import IDLE, Telemetry
-from voltana.live.telemetry.subscriber import Subscriber
 from voltana.prediction.fit import fit_ecopred
 from voltana.prediction.profile import Sample, read_profile
 from voltana.sim.plant import EngineSpec, GpuSpec, ModelSpec, Plant
@@ -72,10 +72,7 @@ def take(sections: dict[str, Any], plant: Plant, out: Path, **changes: Any) -> N
     async def main() -> None:
         async with asyncio.timeout(120), EmulatedCluster(1, 1, sections) as cluster:
             prefill, decode = cluster.of("prefill")[0], cluster.of("decode")[0]
-
-            def gpus() -> EmulatedGpus:
-                return EmulatedGpus(cluster.endpoints.values(), plant.gpu.clocks())
-
+            gpus = EmulatedGpus(list(cluster.endpoints), plant.gpu.clocks())
             await profile_pair(prefill, decode, gpus, ServedSettings.from_mapping(QUICK | changes), out)
 
     asyncio.run(main())
@@ -192,14 +189,13 @@ def test_bad_settings_are_one_line(
 
 def test_an_interruption_is_never_lost() -> None:
     async def main() -> None:
-        with Subscriber() as subscriber:
-            iterations = Iterations(subscriber)
-            waiting = asyncio.create_task(iterations.until(lambda: False, 60.0))
-            await asyncio.sleep(0.01)
-            subscriber.on_telemetry(Telemetry("decode-0", "decode", IDLE, 0, 0.0, 0.0))
-            waiting.cancel()
-            await asyncio.wait([waiting], timeout=5.0)
-            assert waiting.cancelled()
+        iterations = Iterations()
+        waiting = asyncio.create_task(iterations.until(lambda: False, 60.0))
+        await asyncio.sleep(0.01)
+        iterations.take(Telemetry("decode-0", "decode", IDLE, 0, 0.0, 0.0))
+        waiting.cancel()
+        await asyncio.wait([waiting], timeout=5.0)
+        assert waiting.cancelled()
 
     asyncio.run(main())
 

@@ -94,7 +94,7 @@ async def test_requests_take_turns_and_connections_are_kept(cluster: Any) -> Non
 async def test_nobody_waits_for_nagle(cluster: Any) -> None:
     async with cluster() as c:
         wire = await c.wire()
-        wire.get("/health")
+        wire.get("/server_info")
         await wire.answer()
         (client,) = c.router._clients
         connections = [one for each in c.router._instances for one in each.pool._open]

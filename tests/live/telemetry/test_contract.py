@@ -15,7 +15,7 @@ from types import ModuleType, SimpleNamespace
 import msgspec
 import pytest
 
-from voltana.live.telemetry import forward_pass
+from tests.live.telemetry import forward_pass
 from voltana.live.telemetry.sglang_plugin import HEALTH_CHECK, SCHEDULER, USES, SchedulerTap
 
 PINNED = "0.5.23"

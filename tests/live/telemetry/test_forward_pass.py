@@ -5,7 +5,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from voltana.live.telemetry.forward_pass import ForwardPassDecoder
+from tests.live.telemetry.forward_pass import ForwardPassDecoder
 from voltana.live.telemetry.message import WrongMessageError
 
 

@@ -52,10 +52,16 @@ def endpoint(tmp_path: Path) -> str:
 
 
 @pytest.fixture
-def pair(endpoint: str) -> Iterator[tuple[Publisher, Subscriber]]:
+def seen() -> list[Telemetry]:
+    """What the callback of the pair's subscriber was told."""
+    return []
+
+
+@pytest.fixture
+def pair(endpoint: str, seen: list[Telemetry]) -> Iterator[tuple[Publisher, Subscriber]]:
     """A publisher that has a subscriber."""
     publisher = Publisher(endpoint, "decode-0", "decode", 1000)
-    with Subscriber() as subscriber:
+    with Subscriber(seen.append) as subscriber:
         subscriber.connect(endpoint)
 
         def heard() -> bool:
@@ -94,10 +100,8 @@ def test_a_later_minor_message_with_more_fields_is_understood() -> None:
     assert decode(msgspec.msgpack.encode(fields)).sequence == 7
 
 
-def test_snapshot_arrives(pair: tuple[Publisher, Subscriber]) -> None:
+def test_snapshot_arrives(pair: tuple[Publisher, Subscriber], seen: list[Telemetry]) -> None:
     publisher, subscriber = pair
-    seen: list[Telemetry] = []
-    subscriber.on_telemetry = seen.append
     subscriber.begin()
     publish(publisher, batch_size=17)
     wait(lambda: subscriber.receive() and seen and seen[-1].load.batch_size == 17)

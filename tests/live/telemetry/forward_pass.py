@@ -1,9 +1,7 @@
 """Telemetry without a hook: SGLang's forward-pass metrics, read as our messages.
 
 A server started with ``--enable-forward-pass-metrics --forward-pass-metrics-ipc-name ipc://PATH`` publishes them on
-``ipc://PATH.0`` after every iteration, and each second while it idles:
-
-    subscriber.connect("ipc://PATH.0", ForwardPassDecoder("decode-0", "decode"))
+``ipc://PATH.0`` after every iteration, and each second while it idles. The plugin is held against them.
 
 They know less than the plugin. A message comes after its iteration and not before, what arrived is not counted (so a
 `Dispatcher` cannot tell what is on its way), nobody knows how long a prompt has waited, and the decode requests they
@@ -56,7 +54,7 @@ _decode = msgspec.msgpack.Decoder(ForwardPass).decode
 
 
 class ForwardPassDecoder:
-    """Makes our messages of one server's forward-pass metrics; `Subscriber.connect` takes it as decoder.
+    """Makes our messages of one server's forward-pass metrics; for `Subscriber.decode`.
 
     Args:
         instance: name of the server in the cluster.
