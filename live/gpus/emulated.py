@@ -40,7 +40,7 @@ class _Instance:
         self.commands: Connection | None = None
         self.meters: Connection | None = None
         self.rows: list[tuple[Any, ...]] = []
-        """Not asked for yet; as `voltana.live.servers.emulated.meter.Row`, all but the time None where forgotten."""
+        """Not asked for yet; as `/emulated/rows` has them, all but the time None where forgotten."""
         self.count = 0
         """How many came, those before included."""
         self.end_s = -math.inf

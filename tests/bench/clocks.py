@@ -19,9 +19,9 @@ from typing import Any
 from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
 
-from voltana.live.clocks.client import ClockClient, Event
+from voltana.live.clocks.client import ClockClient
 from voltana.live.clocks.control import SimulatedControl
-from voltana.live.clocks.protocol import Applied
+from voltana.live.clocks.protocol import Applied, Event
 
 QUANTILES = (0.5, 0.9, 0.99, 1.0)
 

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 
 from voltana.live.gpus import Gpus, Meter
 from voltana.live.profiling.cells import Cell, Point
+from voltana.live.profiling.precision import interval
 from voltana.live.profiling.served.iterations import Iteration, Iterations
 from voltana.live.profiling.served.pair import Pair
 from voltana.live.profiling.served.settings import ServedSettings
-from voltana.live.profiling.torch.measure import interval
 from voltana.prediction.profile import Sample
 from voltana.state import Phase
 

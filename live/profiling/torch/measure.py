@@ -9,10 +9,9 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 
-from scipy.stats import t as student
-
 from voltana.live.clocks.device import GpuDevice
 from voltana.live.profiling.cells import Cell, Point
+from voltana.live.profiling.precision import interval, spread
 from voltana.live.profiling.torch.blocks import Decode, Prefill, Shard
 from voltana.live.profiling.torch.device import Device, Step
 from voltana.live.profiling.torch.roofline import SLACK, Floor, Rates, floor
@@ -22,7 +21,6 @@ from voltana.prediction.profile import Sample
 from voltana.sim.plant import EngineSpec
 from voltana.state import Phase
 
-CONFIDENCE = 0.95
 WARM_UP_SHARE = 0.2
 """Of a window, before the first: clocks and power settle."""
 
@@ -128,11 +126,11 @@ class Bench:
             batch_size=cell.batch_size,
             length=cell.length,
             latency_s=latency,
-            latency_spread=_spread([w.latency_s for w in whole]),
+            latency_spread=spread([w.latency_s for w in whole]),
             latency_interval=self._interval(whole),
             windows=len(whole),
             energy_j=statistics.fmean(energies) if energies else None,
-            energy_spread=_spread(energies) if len(energies) > 1 else None,
+            energy_spread=spread(energies) if len(energies) > 1 else None,
             sm_clock_mhz=statistics.fmean(clocks) if clocks else None,
             floor_s=least_s.seconds,
             floor_bound=least_s.bound,
@@ -208,16 +206,3 @@ def through(counts: Sequence[int], values: Sequence[float], layers: int) -> floa
         return values[0]
     (low, high), (first, second) = counts, values
     return first + (second - first) * (layers - low) / (high - low)
-
-
-def interval(values: Sequence[float]) -> float:
-    """Half width of the 95 % interval of the mean relative to it (Student's t); infinite for a single value."""
-    if len(values) < 2:
-        return math.inf
-    factor = float(student.ppf(0.5 + CONFIDENCE / 2, len(values) - 1))
-    return factor * _spread(values) / math.sqrt(len(values))
-
-
-def _spread(values: Sequence[float]) -> float:
-    """Standard deviation relative to the mean."""
-    return statistics.stdev(values) / statistics.fmean(values) if len(values) > 1 else 0.0

@@ -262,7 +262,10 @@ class Profile:
     def _measure_clock(self, bench: Bench, shapes: Shapes, plan: ClockPlan, groups: Sequence[Group]) -> None:
         clock = plan.clock_mhz
         rates = self._rates[clock] = measure_rates(self._device, shapes, self._gemm_size())
-        self._show.clock(clock, plan.locked, rates)
+        memory, arithmetic = rates.bytes_per_s / 1e9, rates.flop_per_s / 1e12
+        how = "set" if plan.locked else "in force"
+        self._show.begin(f"{clock} MHz")
+        self._show.line(f"{clock} MHz ({how}): memory {memory:.1f} GB/s, GEMM {arithmetic:.2f} TFLOP/s")
         idle = bench.idle_power_w(IDLE_S)
         if idle is not None:
             self._idle_w[clock] = idle
@@ -274,7 +277,8 @@ class Profile:
                 continue
             self._journal.add(measured)
             search.add(measured)
-            self._show.cell(measured, search.spent_s)
+            self._show.progress(search.spent_s)
+            self._show.line(describe_cell(measured))
 
     def _measure(self, bench: Bench, cell: Cell, clock_mhz: int, rates: Rates) -> Measured | None:
         """A cell, measured again if it undercuts its floor; None if it does not fit."""
@@ -345,3 +349,16 @@ def _readable(report: Mapping[str, Any]) -> str:
     lines = [f" {json.dumps(key)}: {json.dumps(value)}" for key, value in report.items() if key != "cells"]
     cells = ",\n".join(f"  {json.dumps(cell)}" for cell in report["cells"])
     return "{\n" + ",\n".join([*lines, f' "cells": [\n{cells}\n ]']) + "\n}\n"
+
+
+def describe_cell(measured: Measured) -> str:
+    """One line: load, latency and its interval, power, floor and how far above it."""
+    latency, energy = measured.latency_s, measured.energy_j
+    power = "       -" if energy is None else f"{energy / latency:6.1f} W"
+    times = latency / measured.floor_s if measured.floor_s else float("inf")
+    verdict = "  FASTER THAN ITS FLOOR" if measured.too_fast else ""
+    return (
+        f"{measured.phase:7} {measured.batch_size:5} x {measured.length:<6} {latency * 1e3:10.3f} ms "
+        f"+-{100 * measured.latency_interval:4.1f} %  {power}  floor {measured.floor_s * 1e3:10.3f} ms "
+        f"({measured.floor_bound}), {times:.2f} x{verdict}"
+    )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import mmap
 import os
@@ -21,17 +20,15 @@ import pytest
 from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
 
+from tests.live.owner import PATIENCE_S, LocalOwner
 from voltana.live.clocks import access
-from voltana.live.clocks.changes import Changes
 from voltana.live.clocks.client import ClockClient
 from voltana.live.clocks.limits import Limits
-from voltana.live.clocks.owner import serve
 from voltana.live.clocks.protocol import Event
 from voltana.live.clocks.simulated import SimulatedGpu
 from voltana.sim.plant import EngineSpec, GpuSpec, ModelSpec, Plant
 
 HERE = Path(__file__).parent
-PATIENCE_S = 20.0
 
 
 def wait_until(condition: Callable[[], object], what: str = "the condition") -> None:
@@ -110,37 +107,13 @@ class ProbedGpu(SimulatedGpu):
         super().set_power_limit(watts)
 
 
-class LocalOwner:
+class ProbedOwner(LocalOwner):
     """An owner in a thread of this process, with four probed GPUs."""
 
     def __init__(self, folder: Path, plant: Plant, limits: Limits, observe: bool) -> None:
         self.calls: list[tuple[int, str, float | None]] = []
         self.gpus = [ProbedGpu(gpu, plant, self.calls) for gpu in range(4)]
-        self.folder = folder
-        self.socket = folder / access.SOCKET_NAME
-        self.failures: list[str] | None = None
-        self._listening = access.listen(self.socket, None)
-        self._run = (self.gpus, Changes(folder), limits, None, self._listening, observe)
-        self._ready = threading.Event()
-        self._thread = threading.Thread(target=lambda: asyncio.run(self._main()))
-        self._thread.start()
-        assert self._ready.wait(PATIENCE_S)
-
-    async def _main(self) -> None:
-        self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
-        self._ready.set()
-        self.failures = await serve(*self._run, self._stop)
-
-    @property
-    def alive(self) -> bool:
-        return self._thread.is_alive()
-
-    def stop(self) -> None:
-        if self.alive:
-            self._loop.call_soon_threadsafe(self._stop.set)
-            self._thread.join(PATIENCE_S)
-            assert not self.alive
-            self._listening.close()
+        super().__init__(folder, self.gpus, limits, observe)
 
 
 class Connected(ClockClient):
@@ -161,8 +134,8 @@ class Connected(ClockClient):
 
 
 @pytest.fixture(scope="session")
-def make_owner() -> Callable[..., LocalOwner]:
-    return lambda folder, plant: LocalOwner(folder, plant, Limits(), observe=False)
+def make_owner() -> Callable[..., ProbedOwner]:
+    return lambda folder, plant: ProbedOwner(folder, plant, Limits(), observe=False)
 
 
 @pytest.fixture
@@ -174,12 +147,12 @@ def settings_file(tmp_path: Path, parts: dict[str, Any]) -> Path:
 
 
 @pytest.fixture
-def start(tmp_path: Path, plant: Plant) -> Iterator[Callable[..., LocalOwner]]:
+def start(tmp_path: Path, plant: Plant) -> Iterator[Callable[..., ProbedOwner]]:
     """Start an owner in this process: `start(observe=..., changes_per_s=...)`."""
     with ExitStack() as stack:
 
-        def go(*, observe: bool = False, **limits: Any) -> LocalOwner:
-            owner = LocalOwner(tmp_path, plant, Limits(**limits), observe)
+        def go(*, observe: bool = False, **limits: Any) -> ProbedOwner:
+            owner = ProbedOwner(tmp_path, plant, Limits(**limits), observe)
             stack.callback(owner.stop)
             return owner
 

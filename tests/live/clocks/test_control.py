@@ -11,14 +11,12 @@ from typing import Any
 
 import pytest
 from hydra import compose, initialize_config_module
-from voltana.live.clocks.trace import TraceWriter
 
 from tests.bench import clocks as bench
 from voltana.app.compose import instantiate
 from voltana.errors import UserError
 from voltana.live.clocks.client import ClockClient
-from voltana.live.clocks.control import NvmlControl, ObserveControl, ReplayControl, SimulatedControl, started_owner
-from voltana.live.clocks.device import GpuInfo, Reading
+from voltana.live.clocks.control import NvmlControl, ObserveControl, SimulatedControl, started_owner
 from voltana.live.clocks.protocol import Applied
 from voltana.live.clocks.simulated import Load
 
@@ -35,7 +33,6 @@ def control(*overrides: str) -> Any:
 def test_every_choice_can_be_made() -> None:
     assert isinstance(control("+control=nvml"), NvmlControl)
     assert isinstance(control("+control=observe"), ObserveControl)
-    assert isinstance(control("+control=replay", "control.path=x.csv"), ReplayControl)
     alone, like_the_simulator = control("+control=simulated"), control("+control=simulated", "+actuation=nvml")
     assert isinstance(alone, SimulatedControl)
     assert (alone._settings["settle_s"], like_the_simulator._settings["settle_s"]) == (0.020, 0.010)
@@ -57,15 +54,6 @@ def test_simulated_gpus_behind_a_process(wait_until: Go) -> None:
         os.kill(pid, 0)
 
 
-def test_a_recording_behind_a_process(tmp_path: Path) -> None:
-    path = tmp_path / "trace.csv"
-    with TraceWriter(path, [GpuInfo(0, "GPU-a", "A100")]) as trace:
-        for second in (0.0, 3600.0):
-            trace.write(Reading(0, second, 123.0, 10.0 * second, 1410))
-    with ReplayControl(path=str(path)).open([0], "test") as clocks:
-        assert clocks.read([0])[0].power_w == 123.0
-
-
 def test_observing_needs_nothing() -> None:
     """With a driver it shows what there is; without one it says null."""
     with ObserveControl().open([0], "test") as clocks:
@@ -83,9 +71,9 @@ def test_an_owner_that_was_not_given_the_gpu(start: Go) -> None:
         pass
 
 
-def test_the_owners_refusal_is_passed_on(tmp_path: Path) -> None:
-    path = tmp_path / "none.csv"
-    with pytest.raises(UserError, match=r"none\.csv: cannot be read"), ReplayControl(path=str(path)).open([0], "test"):
+def test_the_owners_refusal_is_passed_on() -> None:
+    refused = control("+control=simulated", "control.block_s=-1")
+    with pytest.raises(UserError, match="simulated GPUs: block_s: found -1"), refused.open([0], "test"):
         pass
 
 

@@ -63,7 +63,7 @@ def values(*overrides: str) -> dict[str, Any]:
         (["servers=attach", "servers.prefill=[]", "servers.decode=[]"], "servers.prefill: found 0 servers, allowed: 2"),
         ([*ATTACHED, "servers.gpus=[[0],[1],[2],[2]]"], "servers.gpus: found"),
         ([*ATTACHED, "control=nvml", "control.socket=/nowhere"], "/nowhere: no owner of GPU clocks is listening"),
-        ([*ATTACHED, "control=replay", "control.path=nowhere.csv"], "nowhere.csv: cannot be read"),
+        ([*ATTACHED, "control.block_s=-1"], "simulated GPUs: block_s: found -1"),
     ],
 )
 def test_before_servers_are_started(

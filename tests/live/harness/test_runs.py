@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from tests.live.owner import LocalOwner, SteadyGpu
 from voltana.record import RunRecord
 
 COMPARE = Path(sys.executable).parent / "voltana-compare"
@@ -55,28 +56,19 @@ def test_somebody_elses_servers_with_simulated_gpus(attach: Start, checked: Chec
     run.nothing_is_left()
 
 
-LOCKABLE = '"clocks_mhz":[1005,1410]'
-
-
-def recording(path: Path) -> Path:
-    """Four GPUs that run at 1395 MHz whatever is commanded: two do not obey, two have no clock that can be set.
-
-    The counter of GPU 3 starts again every two seconds, that of GPU 0 is never told, and it has no clock reading.
-    """
-    lines = [f'# gpu {{"gpu":{gpu},"uuid":"{gpu}","name":"A100",{LOCKABLE if gpu < 2 else ""}}}' for gpu in range(4)]
-    lines = [line.replace(",}", "}") for line in lines] + ["time_s,gpu,power_w,energy_j,clock_mhz"]
-    for step in range(240):
-        time_s = step / 2
-        lines += [f"{time_s},{gpu},100,{100 * time_s},1395" for gpu in (1, 2)]
-        lines += [f"{time_s},3,100,{100 * (time_s % 2)},1395", f"{time_s},0,,,"]
-    path.write_text("\n".join(lines) + "\n")
-    return path
-
-
 def test_what_is_recorded_is_what_the_gpus_tell(attach: Start, checked: Checked, tmp_path: Path) -> None:
-    """Not what they were commanded, and nothing where they tell nothing."""
-    path = recording(tmp_path / "gpus.csv")
-    ended = attach("control=replay", f"control.path={path}", "policy=static_1005", "rps=5").end()
+    """Not what they were commanded, and nothing where they tell nothing.
+
+    All run at 1395 MHz: two do not obey, two have no clock that can be set. GPU 0 tells nothing, the counter of GPU 3
+    starts again every two seconds.
+    """
+    lockable = (1005, 1410)
+    gpus = [SteadyGpu(0, lockable, silent=True), SteadyGpu(1, lockable), SteadyGpu(2), SteadyGpu(3, restarts_s=2.0)]
+    owner = LocalOwner(tmp_path, gpus)
+    try:
+        ended = attach("control=nvml", f"control.socket={owner.socket}", "policy=static_1005", "rps=5").end()
+    finally:
+        owner.stop()
     assert ended.status == 0, ended.output
     record = checked(ended.folder)
     frame, summary = record.instances(), record.summary
