@@ -5,10 +5,12 @@ The owner is a process of its own, since a process loads a library once. GPU 3 i
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
 import subprocess
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,11 +18,18 @@ from typing import Any
 import pytest
 
 from voltana.live.clocks.client import ClockError
+from voltana.live.clocks.control import NvmlControl
 from voltana.live.clocks.protocol import Applied, Refused, Slow
+from voltana.live.clocks.schedule import CHECK_S
+from voltana.live.controller import Controller
+from voltana.live.gpus.owned import OwnedGpus
+from voltana.live.telemetry.message import IDLE, Telemetry
+from voltana.live.telemetry.subscriber import Subscriber
+from voltana.state import Decision, LoadSnapshot
 
 Go = Callable[..., Any]
 SOCKET = "clocks.sock"
-NO_PERMISSION, GPU_IS_LOST, NOT_SUPPORTED, VERSION_MISMATCH = 4, 15, 3, 18
+NO_PERMISSION, GPU_IS_LOST, NOT_SUPPORTED, VERSION_MISMATCH, UNKNOWN = 4, 15, 3, 18, 999
 
 
 def test_the_binding_sees_the_gpus(own: Go, standin: Any, connect: Go, tmp_path: Path) -> None:
@@ -163,6 +172,66 @@ def test_permission_that_is_taken_away(own: Go, standin: Any, connect: Go, tmp_p
     assert (answer.code, answer.message) == ("permission", "GPU 0: Insufficient Permissions")
     standin.set(0, "fault_change", 0)
     clocks.wait_for(Applied, clocks.set_clock("a", 1005))
+
+
+def test_what_something_else_has_changed_is_set_again(
+    own: Go, standin: Any, connect: Go, wait_until: Go, tmp_path: Path
+) -> None:
+    """As by nvidia-smi -rgc and -pl, or another owner; and only for as long as the client is there."""
+    own()
+    clocks = connect(tmp_path / SOCKET)
+    clocks.own("pair", [0, 1])
+    clocks.wait_for(Applied, clocks.set_clock("pair", 1005))
+    clocks.wait_for(Applied, clocks.set_power_cap("pair", 250.0))
+    standin.set(1, "locked_mhz", 0)
+    wait_until(lambda: standin.locked() == [1005, 1005, 0, 0], "the clock set again")
+    standin.set(0, "limit_mw", 400_000)
+    wait_until(lambda: standin.get(0, "limit_mw") == 250_000, "the power limit set again")
+    assert standin.get(2, "locks") == 0
+    clocks.release("pair")
+    standin.set(1, "locked_mhz", 1200)
+    standin.set(1, "limit_mw", 350_000)
+    time.sleep(3 * CHECK_S)
+    assert (standin.locked(), standin.get(1, "limit_mw")) == ([0, 1200, 0, 0], 350_000)
+
+
+class AlwaysTheSame:
+    """A controller that wants one clock."""
+
+    def decide(self, load: LoadSnapshot) -> Decision:
+        return Decision(1005)
+
+
+def test_one_error_at_the_start_does_not_leave_the_gpu_as_it_was(own: Go, standin: Any, tmp_path: Path) -> None:
+    """The whole way from decisions to a driver that fails once; the controller wants the same clock all the time."""
+    own()
+    standin.set(0, "fault_change", UNKNOWN)
+
+    async def decide_often() -> Controller:
+        gpus = OwnedGpus(NvmlControl(socket=str(tmp_path / SOCKET)), {"d": [0]}, "test", drives=True)
+        await gpus.open()
+        with Subscriber() as subscriber:
+            controller = Controller({"d": AlwaysTheSame()}, gpus, subscriber)
+            controller.start()
+            async with asyncio.timeout(20):
+                while not gpus.refused():
+                    await asyncio.sleep(0.005)
+                standin.set(0, "fault_change", 0)
+                decisions = 0
+                while decisions < 300 or standin.locked()[0] != 1005:
+                    load = IDLE._replace(batch_size=1)
+                    controller.on_telemetry(Telemetry("d", "decode", load, 0, time.monotonic(), 0.0))
+                    decisions += 1
+                    await asyncio.sleep(0.002)
+            controller.stop()
+        refused = gpus.refused()
+        await gpus.close()
+        assert sum(refused.values()) == 1
+        return controller
+
+    controller = asyncio.run(decide_often())
+    assert standin.get(0, "locks") == 2, "once in vain, once for good"
+    assert controller.clock_changes == 0 and controller.errors == 0
 
 
 def test_a_gpu_that_is_lost(own: Go, standin: Any, connect: Go, tmp_path: Path) -> None:

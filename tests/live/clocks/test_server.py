@@ -21,6 +21,7 @@ from voltana.errors import UserError
 from voltana.live.clocks.client import ClockClient, ClockError
 from voltana.live.clocks.device import DeviceError
 from voltana.live.clocks.protocol import MAX_LINE, Applied, Changed, Lost, Refused, Slow, Superseded
+from voltana.live.clocks.schedule import RETRY_S
 from voltana.live.clocks.simulated import Load
 
 Start = Callable[..., Any]
@@ -351,6 +352,70 @@ def test_a_failed_call_is_told_and_can_be_tried_again(start: Start, connect: Sta
         (0, "lock", 1005),
         (1, "lock", 1005),
     ]
+
+
+def test_a_call_that_failed_is_made_again(start: Start, connect: Start, wait_until: Start) -> None:
+    """By the owner, later each time; nobody has to command it again."""
+    owner = start()
+    clocks = connect(owner.socket)
+    clocks.own("a", [0])
+    owner.gpus[0].errors += [DeviceError("driver", "not now")] * 2
+    began_s = time.monotonic()
+    number = clocks.set_clock("a", 1005)
+    assert clocks.wait_for(Refused, number).message == "not now"
+    clocks.wait_for(Applied, number)
+    assert time.monotonic() - began_s > RETRY_S + 2 * RETRY_S
+    assert owner.calls == [(0, "lock", 1005)] * 3
+    assert owner.gpus[0].clock_mhz() == 1005 and clocks.desired("a", "clock") == 1005
+    assert [type(event) for event in clocks.events if event.id == number] == [Refused, Applied], "refused once"
+
+
+def test_a_newer_command_takes_the_place_of_one_that_failed(start: Start, connect: Start) -> None:
+    owner = start()
+    clocks = connect(owner.socket)
+    clocks.own("a", [0])
+    owner.gpus[0].errors.append(DeviceError("driver", "not now"))
+    clocks.wait_for(Refused, clocks.set_clock("a", 1005))
+    clocks.wait_for(Applied, clocks.set_clock("a", 600))
+    assert owner.calls == [(0, "lock", 1005), (0, "lock", 600)]
+
+
+def test_what_can_never_be_is_not_tried_again(start: Start, connect: Start) -> None:
+    owner = start()
+    clocks = connect(owner.socket)
+    clocks.own("a", [0])
+    owner.gpus[0].errors.append(DeviceError("unsupported", "GPU 0: Not Supported"))
+    clocks.wait_for(Refused, clocks.set_clock("a", 1005))
+    time.sleep(2 * RETRY_S)
+    assert owner.calls == [(0, "lock", 1005)]
+
+
+def test_nothing_is_made_again_for_a_client_that_left(start: Start, connect: Start, wait_until: Start) -> None:
+    owner = start()
+    clocks = connect(owner.socket)
+    clocks.own("a", [0])
+    owner.gpus[0].errors.append(DeviceError("driver", "not now"))
+    clocks.wait_for(Refused, clocks.set_clock("a", 1005))
+    clocks.close()
+    wait_until(lambda: (0, "reset", None) in owner.calls)
+    time.sleep(2 * RETRY_S)
+    assert owner.calls == [(0, "lock", 1005), (0, "reset", None)]
+
+
+def test_a_command_that_met_a_driver_that_hangs_is_obeyed_when_it_is_back(start: Start, connect: Start) -> None:
+    owner = start(slow_s=0.05, stuck_s=0.1)
+    clocks, other = connect(owner.socket, "one"), connect(owner.socket, "other")
+    clocks.own("a", [0])
+    other.own("b", [1])
+    owner.gpus[0].go.clear()
+    clocks.set_clock("a", 1005)
+    other.wait_for(Slow)
+    time.sleep(0.1)
+    number = other.set_clock("b", 600)
+    assert other.wait_for(Refused, number).code == "driver"
+    owner.gpus[0].go.set()
+    other.wait_for(Applied, number)
+    assert owner.gpus[1].clock_mhz() == 600
 
 
 def test_a_restore_that_fails_is_tried_again(start: Start, connect: Start, wait_until: Start) -> None:
