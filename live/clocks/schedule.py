@@ -32,8 +32,8 @@ RETRY_S, RETRY_MOST_S = 0.5, 8.0
 """From a call that failed until it is made again: at first, and at most."""
 CHECK_S = 0.5
 """Between two looks at whether what was set is still in force."""
-HIGHER_CLOCK, HIGHER_CAP_W = 0.02, 1.0
-"""A clock may be read by this share, a power limit by so many watts, above what was set."""
+HIGHER_CLOCK, OTHER_CAP_W = 0.02, 1.0
+"""A clock may be read higher than it was set by this share, a power limit off by so many watts."""
 log = logging.getLogger("voltana-clocks")
 
 
@@ -83,9 +83,17 @@ class Command:
 
     def applied(self, wait_s: float = 0.0, driver_s: float = 0.0) -> None:
         """Tell that it is in force, whatever was told before."""
-        about = {"id": self.id, "group": self.group, "setting": self.setting, "value": self.value}
         self.answered = True
-        self.reply(Applied(**about, wait_ms=wait_s * 1e3, driver_ms=driver_s * 1e3))  # type: ignore[arg-type]
+        self.reply(
+            Applied(
+                id=self.id,
+                group=self.group,
+                setting=self.setting,
+                value=self.value,
+                wait_ms=wait_s * 1e3,
+                driver_ms=driver_s * 1e3,
+            )
+        )
 
     def superseded(self) -> None:
         """Tell that a newer one took its place."""
@@ -128,7 +136,7 @@ class State:
     def lost(self) -> None:
         """It is not in force after all: try again, later each time."""
         self.in_force = ...
-        self.not_before_s = time.monotonic() + min(RETRY_S * 2.0**self.failures, RETRY_MOST_S)
+        self.not_before_s = time.monotonic() + min(RETRY_S * 2 ** min(self.failures, 10), RETRY_MOST_S)
         self.failures += 1
 
 
@@ -193,7 +201,9 @@ class Scheduler:
     async def restore(self, gpus: Sequence[OwnedGpu]) -> list[str]:
         """Drop the commands that wait for these GPUs and undo their changes; returns what could not be undone."""
         for slot in [slot for slot in self._states if set(slot[1]) & set(gpus)]:
-            self._states.pop(slot).desired.superseded()
+            state = self._states.pop(slot)
+            if state.desired is not state.in_driver:
+                state.desired.superseded()
         failures = []
         for gpu in gpus:
             failure = await self._restore_one(gpu)
@@ -413,5 +423,5 @@ def _changed(device: GpuDevice, state: State) -> str | None:
     if setting == "clock":
         changed, unit = found > wanted * (1 + HIGHER_CLOCK), "MHz"
     else:
-        changed, unit = abs(found - wanted) > HIGHER_CAP_W, "W"
+        changed, unit = abs(found - wanted) > OTHER_CAP_W, "W"
     return f"GPU {device.info.gpu}: found {setting} {found:g} {unit}, set was {wanted:g}" if changed else None
