@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -186,6 +187,8 @@ class Scheduler:
             older.superseded()
         if state.settled:
             command.applied()
+            self._checked_s = -math.inf  # it was when last looked at: look again
+            self._news.set()
             return
         if (stuck_s := self.stuck_for_s) is not None:
             command.refused("driver", f"the driver has not answered for {stuck_s:.0f} s")
@@ -384,6 +387,8 @@ class Scheduler:
             if found:
                 log.warning("%s; something else has changed it, it is set again", "; ".join(found))
                 state.lost()
+                if state.failures == 1:
+                    state.not_before_s = 0.0  # the first time at once
             else:
                 state.failures = 0
 
@@ -418,7 +423,7 @@ def _changed(device: GpuDevice, state: State) -> str | None:
         return None
     try:
         found = float(device.clock_mhz() if setting == "clock" else device.power_limit_w())
-    except DeviceError:
+    except Exception:  # whatever it is, the GPU does not tell
         return None
     if setting == "clock":
         changed, unit = found > wanted * (1 + HIGHER_CLOCK), "MHz"
