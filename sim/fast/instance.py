@@ -9,6 +9,7 @@ from collections.abc import Callable
 from voltana.dispatch import Standing
 from voltana.sim.fast.events import Event, Events
 from voltana.sim.plant import Plant, Step
+from voltana.sim.serving.job import Job
 from voltana.sim.serving.limits import Setting
 from voltana.sim.serving.meter import Meter
 from voltana.sim.serving.sensor import PowerSensors
@@ -66,6 +67,10 @@ class FastInstance(ABC):
     @abstractmethod
     def load(self, idle_s: float = 0.0) -> LoadSnapshot:
         """Telemetry at a boundary between iterations, or `idle_s` after the last iteration."""
+
+    @abstractmethod
+    def submit(self, job: Job) -> None:
+        """Take a request; decode: whose KV has arrived."""
 
     @abstractmethod
     def standing(self) -> Standing:

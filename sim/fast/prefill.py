@@ -31,7 +31,7 @@ class FastPrefill(FastInstance):
 
     def submit(self, job: Job) -> None:
         """Take a request."""
-        self._queue.add(job, self.events.now)
+        self._queue.add(job)
         self.arrived_requests += 1
         self.arrived_tokens += job.request.input_tokens
         if self._idle:

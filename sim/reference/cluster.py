@@ -6,87 +6,58 @@ This is the reference engine: plain per-iteration semantics on SimPy, no shortcu
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator
 from functools import partial
 
 import simpy
 
-from voltana.dispatch import Dispatcher, Standing, standing_of
-from voltana.record import InstanceRow
 from voltana.sim.reference.actuator import Actuator
-from voltana.sim.reference.decode import DecodeInstance
-from voltana.sim.reference.instance import Instance
-from voltana.sim.reference.prefill import PrefillInstance
+from voltana.sim.reference.instance import InstanceProcess
 from voltana.sim.reference.transfer import Links
+from voltana.sim.serving.decode import DecodeInstance
 from voltana.sim.serving.flow import RequestFlow, closing_if_interrupted
-from voltana.sim.serving.job import Job, instance_name
+from voltana.sim.serving.instance import Instance
+from voltana.sim.serving.job import Job
 from voltana.sim.serving.limits import Setting
 from voltana.sim.serving.meter import Meter
-from voltana.sim.serving.recorder import Recorder
-from voltana.sim.serving.sensor import PowerSensors
-from voltana.sim.serving.spec import ClusterSpec, Drift, bind_truth
-from voltana.state import FrequencyController, Phase
-from voltana.traces import Request
+from voltana.sim.serving.prefill import PrefillInstance
+from voltana.sim.serving.spec import Drift, bind_truth
+from voltana.state import FrequencyController
 
 
-class Cluster(RequestFlow):
-    """A run of the reference engine.
+class Cluster(RequestFlow[InstanceProcess]):
+    """A run of the reference engine."""
 
-    Args:
-        requests: in order of arrival.
-        recorder: takes the ends of requests.
-        write_row: takes the rows of the instances.
-        progress: called with the time of each arrival.
-    """
-
-    def __init__(
-        self,
-        spec: ClusterSpec,
-        requests: Iterable[Request],
-        recorder: Recorder,
-        write_row: Callable[[InstanceRow], None],
-        progress: Callable[[float], None] = lambda _: None,
-    ) -> None:
+    def _prepare(self) -> None:
         self._env = simpy.Environment()
-        self._spec = spec
-        self._requests = requests
-        self._recorder = recorder
-        self._progress = progress
         self._done = self._env.event()
         self._all_arrived = False
         self._hosts: dict[int, simpy.Resource] = {}
         self._front_end = simpy.Resource(self._env)
-        self._links = Links(self._env, spec.link)
-        names = [instance_name("prefill", i) for i in range(len(spec.prefill_controllers))]
-        names += [instance_name("decode", i) for i in range(len(spec.decode_controllers))]
-        self._sensors = PowerSensors(spec.sensor, names)
-        self._prefill = [
-            PrefillInstance(
-                *self._shared(i, "prefill", controller, write_row),
-                limits=spec.prefill_limits,
-                finished=self._prefilled,
-            )
-            for i, controller in enumerate(spec.prefill_controllers)
-        ]
-        self._decode = [
-            DecodeInstance(
-                *self._shared(i, "decode", controller, write_row),
-                limits=spec.decode_limits,
-                token_gap=recorder.token_gap,
+        self._links = Links(self._env, self._spec.link.streams)
+
+    def _instance(self, index: int, meter: Meter, controller: FrequencyController) -> InstanceProcess:
+        spec = self._spec
+        instance: Instance
+        if meter.totals.phase == "prefill":
+            instance = PrefillInstance(spec.plant, meter, spec.prefill_limits, self._prefilled)
+        else:
+            instance = DecodeInstance(
+                spec.plant,
+                meter,
+                spec.decode_limits,
+                token=self._recorder.token,
                 finished=self._end,
                 failed=self._fail,
             )
-            for i, controller in enumerate(spec.decode_controllers)
-        ]
-        for controller, instance in zip(spec.controllers, self.instances, strict=True):
-            bind_truth(controller, instance)
-        self._to_prefill = Dispatcher(spec.prefill_router, [_standing_of(i) for i in self._prefill])
-        self._to_decode = Dispatcher(spec.decode_router, [_standing_of(i) for i in self._decode])
+        bind_truth(controller, instance)
+        drive, noise = partial(self._drive, spec.host(index)), spec.noise(meter.name)
+        return InstanceProcess(self._env, instance, controller, drive, noise, self._sensors, index)
 
-    @property
-    def instances(self) -> list[Instance]:
-        """All instances, prefill first."""
-        return [*self._prefill, *self._decode]
+    def _drive(self, host: int, apply: Callable[[Setting], None]) -> Actuator:
+        if host not in self._hosts:
+            self._hosts[host] = simpy.Resource(self._env)
+        return Actuator(self._env, self._hosts[host], self._spec.actuation, self._spec.plant.model.tp, apply)
 
     @property
     def now_s(self) -> float:
@@ -112,31 +83,8 @@ class Cluster(RequestFlow):
             self._env.schedule(event, simpy.events.URGENT, next_s - self._env.now)
 
     def _stop(self) -> None:
-        for instance in self.instances:
-            instance.stop()
-            instance.meter.totals.clock_changes = instance.actuator.changes
-
-    def _shared(
-        self, index: int, phase: Phase, controller: FrequencyController, write_row: Callable[[InstanceRow], None]
-    ) -> tuple[object, ...]:
-        """The arguments both kinds of instance take."""
-        first_gpu = index if phase == "prefill" else index + len(self._spec.prefill_controllers)
-        host = first_gpu * self._spec.plant.model.tp // self._spec.gpus_per_host
-        return (
-            self._env,
-            self._spec.plant,
-            Meter(instance_name(phase, index), phase, write_row),
-            controller,
-            partial(self._drive, host),
-            self._spec.noise(instance_name(phase, index)),
-            self._sensors,
-            first_gpu,
-        )
-
-    def _drive(self, host: int, apply: Callable[[Setting], None]) -> Actuator:
-        if host not in self._hosts:
-            self._hosts[host] = simpy.Resource(self._env)
-        return Actuator(self._env, self._hosts[host], self._spec.actuation, self._spec.plant.model.tp, apply)
+        for process in self._instances:
+            process.stop()
 
     def _source(self) -> Generator[simpy.Event, object, None]:
         """Let the requests arrive at their times; the cluster starts with the first."""
@@ -153,8 +101,8 @@ class Cluster(RequestFlow):
         self._finish_if_done()
 
     def _begin(self) -> None:
-        for instance in self.instances:
-            instance.start()
+        for process in self._instances:
+            process.start()
         if self._spec.senses_power:
             self._env.process(self._sense())
         if self._spec.drift is not None:
@@ -165,15 +113,14 @@ class Cluster(RequestFlow):
         sensor, began_s = self._spec.sensor, self._env.now
         while True:
             yield self._env.timeout(sensor.period_s - sensor.window_s)
-            self._sensors.open_window([instance.energy_j for instance in self.instances])
+            self._sensors.open_window(self._energies())
             yield self._env.timeout(began_s + sensor.period_s - self._env.now)
-            self._sensors.publish([instance.energy_j for instance in self.instances])
+            self._sensors.publish(self._energies())
             began_s = self._env.now
 
     def _drift(self, drift: Drift) -> Generator[simpy.Event, object, None]:
         yield self._env.timeout(max(0.0, drift.at_s - self._env.now))
-        for instance in self.instances:
-            instance.become(drift.plant)
+        self._become(drift.plant)
 
     def _queue_at_front_end(self, then: Callable[[], None]) -> None:
         self._env.process(self._serve(then))
@@ -184,21 +131,13 @@ class Cluster(RequestFlow):
             yield self._env.timeout(self._next_leg_s())
         then()
 
-    def _queue(self, job: Job, target: int) -> None:
-        self._prefill[target].submit(job)
-
     def _hand_over(self, job: Job, source: int, target: int) -> None:
         self._env.process(self._transfer(job, source, target))
 
     def _transfer(self, job: Job, source: int, target: int) -> Generator[simpy.Event, object, None]:
-        size = job.request.input_tokens * self._spec.plant.kv_bytes_per_token
-        yield from self._links.send(source, target, size)
+        yield from self._links.send(source, target, self._spec.transfer_s(job))
         self._decode[target].submit(job)
 
     def _finish_if_done(self) -> None:
         if self._all_arrived and not self._recorder.in_flight:
             self._done.succeed()
-
-
-def _standing_of(instance: Instance) -> Callable[[], Standing]:
-    return lambda: standing_of(instance.telemetry)

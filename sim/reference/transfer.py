@@ -6,22 +6,20 @@ from collections.abc import Generator
 
 import simpy
 
-from voltana.sim.serving.limits import LinkSpec
-
 
 class Links:
     """One link per pair of instances, made when first used."""
 
-    def __init__(self, env: simpy.Environment, spec: LinkSpec) -> None:
+    def __init__(self, env: simpy.Environment, streams: int) -> None:
         self._env = env
-        self._spec = spec
+        self._places = streams
         self._streams: dict[tuple[int, int], simpy.Resource] = {}
 
-    def send(self, source: int, target: int, size_bytes: float) -> Generator[simpy.Event, object, None]:
-        """Move a cache; ends when it has arrived."""
+    def send(self, source: int, target: int, duration_s: float) -> Generator[simpy.Event, object, None]:
+        """Move a cache, which takes so long once it has a stream; ends when it has arrived."""
         pair = (source, target)
         if pair not in self._streams:
-            self._streams[pair] = simpy.Resource(self._env, self._spec.streams)
+            self._streams[pair] = simpy.Resource(self._env, self._places)
         with self._streams[pair].request() as turn:
             yield turn
-            yield self._env.timeout(self._spec.duration_s(size_bytes))
+            yield self._env.timeout(duration_s)

@@ -85,7 +85,7 @@ def simulate(
 
         def close(interrupted: bool) -> dict[str, Any]:
             wall = time.perf_counter() - started
-            return recorder.close(cluster.now_s, [i.meter for i in cluster.instances], wall, interrupted)
+            return recorder.close(cluster.now_s, cluster.meters, wall, interrupted)
 
         try:
             with rare_garbage_collection(), PolicyError.of(f"run {folder}"):

@@ -1,29 +1,117 @@
-"""The way of a request through a cluster, the same in both engines: arrival, first token, end."""
+"""A cluster as both engines set it up, and the way of a request through it: arrival, first token, end."""
 
 from __future__ import annotations
 
 import signal
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from types import FrameType
+from typing import Generic, Protocol, TypeVar
 
-from voltana.dispatch import Dispatcher
-from voltana.sim.serving.job import Job
+from voltana.dispatch import Dispatcher, Standing
+from voltana.record import InstanceRow
+from voltana.sim.plant import Plant
+from voltana.sim.serving.job import Job, instance_name
+from voltana.sim.serving.meter import Meter
 from voltana.sim.serving.recorder import Recorder
+from voltana.sim.serving.sensor import PowerSensors
 from voltana.sim.serving.spec import ClusterSpec, info
+from voltana.state import FrequencyController, Phase
+from voltana.traces import Request
 
 
-class RequestFlow(ABC):
-    """What an engine does with requests between its instances; the engine sets these attributes."""
+class Driven(Protocol):
+    """An instance under an engine."""
 
-    _spec: ClusterSpec
-    _recorder: Recorder
-    _to_prefill: Dispatcher
-    _to_decode: Dispatcher
-    _legs = 0
+    @property
+    def energy_j(self) -> float:
+        """Energy used up to this instant."""
+        ...
+
+    def start(self) -> None:
+        """Begin at the clock the controller wants before any load."""
+        ...
+
+    def submit(self, job: Job) -> None:
+        """Take a request; decode: whose KV has arrived."""
+        ...
+
+    def standing(self) -> Standing:
+        """What routers were told last."""
+        ...
+
+    def become(self, plant: Plant) -> None:
+        """The GPUs turn into others, in the middle of what they do."""
+        ...
+
+
+Instances = TypeVar("Instances", bound=Driven)
+
+
+class RequestFlow(ABC, Generic[Instances]):
+    """A run of an engine: what it does with requests between its instances.
+
+    Args:
+        spec: all but the requests.
+        requests: in order of arrival.
+        recorder: takes the ends of requests.
+        write_row: takes the rows of the instances.
+        progress: called with the time of each arrival.
+    """
+
+    def __init__(
+        self,
+        spec: ClusterSpec,
+        requests: Iterable[Request],
+        recorder: Recorder,
+        write_row: Callable[[InstanceRow], None],
+        progress: Callable[[float], None] = lambda _: None,
+    ) -> None:
+        self._spec = spec
+        self._requests = iter(requests)
+        self._recorder = recorder
+        self._progress = progress
+        self._legs = 0
+        self._prepare()
+        prefill, decode = len(spec.prefill_controllers), len(spec.decode_controllers)
+        sides: tuple[tuple[Phase, int], ...] = (("prefill", prefill), ("decode", decode))
+        self.meters = [
+            Meter(instance_name(phase, number), phase, write_row) for phase, count in sides for number in range(count)
+        ]
+        """Of all instances, prefill first."""
+        self._sensors = PowerSensors(spec.sensor, [meter.name for meter in self.meters])
+        self._instances = [
+            self._instance(index, meter, controller)
+            for index, (meter, controller) in enumerate(zip(self.meters, spec.controllers, strict=True))
+        ]
+        self._prefill, self._decode = self._instances[:prefill], self._instances[prefill:]
+        self._to_prefill = Dispatcher(spec.prefill_router, [instance.standing for instance in self._prefill])
+        self._to_decode = Dispatcher(spec.decode_router, [instance.standing for instance in self._decode])
+
+    @abstractmethod
+    def _prepare(self) -> None:
+        """Make what instances are built upon."""
+
+    @abstractmethod
+    def _instance(self, index: int, meter: Meter, controller: FrequencyController) -> Instances:
+        """Build an instance of the meter's phase, with its controller; `index` is its place among all."""
+
+    @property
+    @abstractmethod
+    def now_s(self) -> float:
+        """Simulated time."""
+
+    def _energies(self) -> Sequence[float]:
+        """What each instance has used so far."""
+        return [instance.energy_j for instance in self._instances]
+
+    def _become(self, plant: Plant) -> None:
+        """All GPUs turn into others."""
+        for instance in self._instances:
+            instance.become(plant)
 
     def _arrive(self, job: Job) -> None:
         """A request comes in; one that no cache could hold fails."""
@@ -40,7 +128,8 @@ class RequestFlow(ABC):
         job.prefill = self._to_prefill.dispatch(info(job))
         if self._to_decode.at_arrival:
             job.decode = self._to_decode.dispatch(info(job))
-        self._queue(job, job.prefill)
+        job.taken_s = self.now_s
+        self._prefill[job.prefill].submit(job)
 
     def _prefilled(self, job: Job) -> None:
         """The prompt of a request is computed."""
@@ -76,10 +165,6 @@ class RequestFlow(ABC):
     @abstractmethod
     def _queue_at_front_end(self, then: Callable[[], None]) -> None:
         """Have something done after its turn at the front end, which takes `_next_leg_s`."""
-
-    @abstractmethod
-    def _queue(self, job: Job, target: int) -> None:
-        """Give a job to a prefill instance."""
 
     @abstractmethod
     def _hand_over(self, job: Job, source: int, target: int) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import cache
+from typing import Any
 
 from voltana.record import COMPLETED, FAILED, UNFINISHED, RequestRow
 from voltana.state import Phase
@@ -25,6 +26,10 @@ class Job:
     """Index of the prefill instance."""
     decode: int | None = None
     """Index of the decode instance."""
+    owner: Any = None
+    """Whatever its driver wants to find again."""
+    gone: bool = False
+    """Whether its client has left."""
     prefilled: int = 0
     """Prompt tokens already computed."""
     produced: int = 0
@@ -55,10 +60,12 @@ class Job:
         self.produced = 1
         self.prefill_end_s = now_s
 
-    def join(self, now_s: float) -> None:
-        """Enter the batch of a decode instance, which sends the first token to the client when it does so first."""
-        if self.first_token_s is None:
-            self.first_token_s = self.last_token_s = now_s
+    def join(self, now_s: float) -> bool:
+        """Enter the batch of a decode instance; True the first time, when its client gets the first token."""
+        if self.first_token_s is not None:
+            return False
+        self.first_token_s = self.last_token_s = now_s
+        return True
 
     def next_token(self, now_s: float) -> float:
         """Take a token that decode makes; return the gap since the one before, in seconds."""

@@ -38,11 +38,16 @@ class PrefillQueue:
         """Requests waiting; one that is cut, part of it in the batch, is not among them."""
         return len(self._jobs) - self._cut
 
-    def add(self, job: Job, now_s: float) -> None:
+    def add(self, job: Job) -> None:
         """Take a request."""
-        job.taken_s = now_s
         self._jobs.append(job)
         self.tokens += job.request.input_tokens
+
+    def remove(self, job: Job) -> None:
+        """Take a request out of the queue if it is there; one that is cut stays until its part in the batch is done."""
+        if job in self._jobs and not (self._cut and job is self._jobs[0]):
+            self._jobs.remove(job)
+            self.tokens -= job.request.input_tokens - job.prefilled
 
     def longest_wait_s(self, now_s: float) -> float:
         """Longest time in the batch since a request came here, which is that of its first; 0 without one."""
@@ -79,14 +84,16 @@ class PrefillQueue:
             part.job.prefill_start_s = now_s
 
     def complete_batch(self) -> list[Job]:
-        """The batch is computed; return the requests whose prompts are complete with it."""
-        done = []
-        for job, tokens in self.batch:
-            job.prefilled += tokens
-            if job.prefilled == job.request.input_tokens:
-                done.append(job)
+        """The batch is computed; return the requests whose prompts are complete with it and whose clients are there."""
+        done, batch = [], self.batch
         self.batch = []
         self.batch_tokens = 0
         self.batch_pairs = 0.0
         self._cut = False
+        for job, tokens in batch:
+            job.prefilled += tokens
+            if job.gone:
+                self.remove(job)
+            elif job.prefilled == job.request.input_tokens:
+                done.append(job)
         return done

@@ -50,9 +50,10 @@ class Recorder:
             self._summary.start_s = job.request.arrival_s
         self._in_flight.add(job)
 
-    def token_gap(self, gap_s: float) -> None:
-        """A token came so long after the one before."""
-        self.token_gaps(1, gap_s <= self.itl_slo_s)
+    def token(self, job: Job, gap_s: float | None) -> None:
+        """A token came so long after the one before; None: it is the first."""
+        if gap_s is not None:
+            self.token_gaps(1, gap_s <= self.itl_slo_s)
 
     def token_gaps(self, gaps: int, within_slo: int) -> None:
         """So many tokens came, and so many of them within the objective after the one before."""

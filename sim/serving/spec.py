@@ -45,6 +45,14 @@ class ClusterSpec:
         """Of all instances, prefill first."""
         return [*self.prefill_controllers, *self.decode_controllers]
 
+    def host(self, index: int) -> int:
+        """The host of an instance's GPUs, by its place among all instances."""
+        return index * self.plant.model.tp // self.gpus_per_host
+
+    def transfer_s(self, job: Job) -> float:
+        """Time that the KV cache of a request takes over its link once it has a stream."""
+        return self.link.duration_s(job.request.input_tokens * self.plant.kv_bytes_per_token)
+
     @cached_property
     def predicts_lengths(self) -> bool:
         """Whether any controller looks at requests one by one."""

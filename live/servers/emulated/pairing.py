@@ -16,7 +16,7 @@ from typing import NamedTuple, cast
 
 import msgspec
 
-from voltana.live.servers.emulated.config import LinkConfig
+from voltana.sim.serving.limits import LinkSpec
 
 logger = logging.getLogger(__name__)
 
@@ -75,7 +75,7 @@ class Bootstrap:
 
     def __init__(
         self,
-        link: LinkConfig,
+        link: LinkSpec,
         kv_bytes_per_token: float,
         wanted: Callable[[int], None],
         dropped: Callable[[int, str], None],
@@ -116,9 +116,8 @@ class Bootstrap:
         target = self._rooms.pop(room, None)
         if target is None:
             return
-        link, free_s = self._link, self._streams[target]
-        size = tokens * self._kv_bytes_per_token
-        duration_s = link.latency_s + size * link.streams / link.bytes_per_s
+        free_s = self._streams[target]
+        duration_s = self._link.duration_s(tokens * self._kv_bytes_per_token)
         arrives_s = max(first_token_s, free_s[0]) + duration_s
         heapq.heapreplace(free_s, arrives_s)
         target.send("ready", room, first_token_s, arrives_s)

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-import time
 from functools import partial
 from http import HTTPStatus
 
+import msgspec
+
 from voltana.live.servers.emulated.config import ServerConfig
-from voltana.live.servers.emulated.instance import DecodeInstance, Job, PrefillInstance
 from voltana.live.servers.emulated.pairing import Bootstrap, Transfers, Waiting
 from voltana.live.servers.emulated.server import Half, Server
 from voltana.sim.plant import Plant
+from voltana.sim.serving.decode import DecodeInstance
+from voltana.sim.serving.job import Job
+from voltana.sim.serving.limits import DecodeLimits, LinkSpec, PrefillLimits
+from voltana.sim.serving.prefill import PrefillInstance
 
 
 class PrefillServer(Server):
@@ -18,10 +22,10 @@ class PrefillServer(Server):
 
     def __init__(self, config: ServerConfig, plant: Plant) -> None:
         super().__init__(config, plant)
-        self.instance: PrefillInstance = PrefillInstance(
-            plant, self._clock_mhz(), time.monotonic(), self._publish, limits=config.prefill, finished=self._finished
-        )
-        self._bootstrap = Bootstrap(config.link, plant.kv_bytes_per_token, self._wanted, self._dropped)
+        limits = PrefillLimits(**msgspec.structs.asdict(config.prefill))
+        self.driver = self._drive(PrefillInstance(plant, self.meter, limits, self._finished))
+        link = LinkSpec(**msgspec.structs.asdict(config.link))
+        self._bootstrap = Bootstrap(link, plant.kv_bytes_per_token, self._wanted, self._dropped)
         self._rooms: dict[int, Half] = {}
         """Requests by room, from their coming to the end of their prompt."""
 
@@ -40,7 +44,7 @@ class PrefillServer(Server):
 
     def _begin(self, half: Half) -> None:
         half.paired()
-        self.instance.submit(half.job)
+        self.driver.submit(half.job)
 
     def _wanted(self, room: int) -> None:
         half = self._rooms.get(room)
@@ -58,13 +62,14 @@ class PrefillServer(Server):
             self._arm()
 
     def _finished(self, job: Job) -> None:
-        half: Half = job.answer
+        half: Half = job.owner
         room = half.choice.room.room
         self._rooms.pop(room, None)
         self._end(half)
-        self.totals["prompt_tokens"] += job.prompt_tokens
+        prompt_tokens = job.request.input_tokens
+        self.totals["prompt_tokens"] += prompt_tokens
         self.totals["generation_tokens"] += 1
-        self._bootstrap.deliver(room, job.prompt_tokens, self.instance.now_s)
+        self._bootstrap.deliver(room, prompt_tokens, self.driver.now_s)
         half.answer.token(half.choice, 1, True)
 
     def _drop(self, half: Half, reason: str) -> None:
@@ -79,15 +84,9 @@ class DecodeServer(Server):
 
     def __init__(self, config: ServerConfig, plant: Plant) -> None:
         super().__init__(config, plant)
-        self.instance: DecodeInstance = DecodeInstance(
-            plant,
-            self._clock_mhz(),
-            time.monotonic(),
-            self._publish,
-            limits=config.decode,
-            joined=self._joined,
-            token=self._token,
-            failed=self._outgrown,
+        limits = DecodeLimits(config.decode.max_requests, self.kv_tokens, config.decode.reserve_tokens)
+        self.driver = self._drive(
+            DecodeInstance(plant, self.meter, limits, token=self._token, finished=self._finished, failed=self._outgrown)
         )
         self._transfers = Transfers()
 
@@ -114,31 +113,26 @@ class DecodeServer(Server):
             return
         self._now()
         half.paired()
-        self.totals["prompt_tokens"] += half.job.prompt_tokens
-        half.job.produced = 1
-        self.instance.at(arrives_s, partial(self._arrived, half))
+        self.totals["prompt_tokens"] += half.job.request.input_tokens
+        half.job.prompt_done(first_token_s)
+        self.driver.at(arrives_s, partial(self._arrived, half))
         self._arm()
 
     def _arrived(self, half: Half) -> None:
         if half in self.halves:
-            self.instance.submit(half.job)
+            self.driver.submit(half.job)
 
-    def _joined(self, job: Job) -> None:
-        """Send the first token; a job that was put back has sent it."""
-        if job.produced == 1:
-            self._token(job)
-
-    def _token(self, job: Job) -> None:
-        half: Half = job.answer
-        finished = job.produced == job.max_tokens
+    def _token(self, job: Job, _: float | None) -> None:
+        half: Half = job.owner
         self.totals["generation_tokens"] += 1
-        if finished:
-            self._end(half)
-        half.answer.token(half.choice, job.produced, finished)
+        half.answer.token(half.choice, job.produced, job.finished)
+
+    def _finished(self, job: Job) -> None:
+        self._end(job.owner)
 
     def _outgrown(self, job: Job) -> None:
         message = "Out of memory even after retracting all other requests in the decode batch."
-        self._fail(job.answer, HTTPStatus.INTERNAL_SERVER_ERROR, message)
+        self._fail(job.owner, HTTPStatus.INTERNAL_SERVER_ERROR, message)
 
     def _lost(self, half: Half, reason: str) -> None:
         self._now()

@@ -1,4 +1,4 @@
-"""An emulated server: HTTP in front, an instance in exact time behind, a timer between them."""
+"""An emulated server: HTTP in front, the instance of the simulator behind, a timer between them."""
 
 from __future__ import annotations
 
@@ -17,12 +17,16 @@ from voltana.errors import UserError
 from voltana.live.servers.emulated.answers import Answer, error_body
 from voltana.live.servers.emulated.calls import KINDS, BadRequestError, Choice, parse
 from voltana.live.servers.emulated.config import ServerConfig
+from voltana.live.servers.emulated.driver import Driver, RowHistory
 from voltana.live.servers.emulated.http import Connection, Reply, Request
-from voltana.live.servers.emulated.instance import Instance, Job
 from voltana.live.servers.emulated.views import Views
 from voltana.live.telemetry.publisher import Publisher
 from voltana.sim.plant import Plant
+from voltana.sim.serving.instance import Instance
+from voltana.sim.serving.job import Job
+from voltana.sim.serving.meter import Meter
 from voltana.state import LoadSnapshot
+from voltana.traces import Request as Tokens
 
 logger = logging.getLogger(__name__)
 
@@ -60,7 +64,7 @@ class Server(ABC):
         plant: the physics of its GPUs.
     """
 
-    instance: Instance
+    driver: Driver
     port = 0
     """Where it listens, once it does."""
     bootstrap_port = 0
@@ -70,6 +74,8 @@ class Server(ABC):
         self.plant = plant
         self.halves: set[Half] = set()
         """Requests that are not complete."""
+        self.rows = RowHistory()
+        self.meter = Meter(config.name, config.phase, self.rows.write)
         self.totals = {"requests": 0, "prompt_tokens": 0, "generation_tokens": 0, "aborted": 0}
         self._publisher: Publisher | None = None
         self._connections: set[Connection] = set()
@@ -98,8 +104,8 @@ class Server(ABC):
         except OSError as error:
             raise UserError(f"port: cannot listen on {config.host}:{config.port} ({error.strerror})") from error
         self.port = server.sockets[0].getsockname()[1]
-        self.instance.advance(time.monotonic())
-        self.instance.wake()
+        self.driver.advance(time.monotonic())
+        self.driver.wake()
         self._beat()
         return server
 
@@ -117,9 +123,11 @@ class Server(ABC):
     def _connection(self) -> Connection:
         return Connection(self.handle, self._connections)
 
-    def _clock_mhz(self) -> int:
+    def _drive(self, instance: Instance) -> Driver:
         clock = self.config.clock_mhz
-        return self.plant.gpu.clocks()[-1] if clock is None else clock
+        return Driver(
+            instance, self.plant.gpu.clocks()[-1] if clock is None else clock, time.monotonic(), self._publish
+        )
 
     @property
     def kv_tokens(self) -> int:
@@ -130,11 +138,11 @@ class Server(ABC):
 
     def _now(self) -> None:
         """Bring the instance to the present."""
-        self.instance.advance(time.monotonic())
+        self.driver.advance(time.monotonic())
 
     def _arm(self) -> None:
         """Be called again when the next thing happens."""
-        next_s = self.instance.next_s
+        next_s = self.driver.next_s
         if next_s == self._timer_s:
             return
         if self._timer is not None:
@@ -148,7 +156,7 @@ class Server(ABC):
     def _tick(self) -> None:
         self._timer, self._timer_s = None, math.inf
         now_s = time.monotonic()
-        self.instance.advance(now_s + TICK_S / 2)
+        self.driver.advance(now_s + TICK_S / 2)
         self._arm()
 
     def _publish(self, load: LoadSnapshot) -> None:
@@ -169,8 +177,8 @@ class Server(ABC):
 
     def _beat(self) -> None:
         self._now()
-        if not self.instance.running:
-            self._publish(self.instance.load())
+        if not self.driver.running:
+            self._publish(self.driver.load())
         self._arm()
         asyncio.get_running_loop().call_later(HEARTBEAT_S, self._beat)
 
@@ -208,7 +216,7 @@ class Server(ABC):
         self.totals["requests"] += len(halves)
         loop = asyncio.get_running_loop()
         for half in halves:
-            half.job.answer = half
+            half.job.owner = half
             half.timer = loop.call_later(self.config.pair_timeout_s, self._timed_out, half)
         self.halves.update(halves)
         for half in halves:
@@ -216,7 +224,8 @@ class Server(ABC):
                 self._take(half)
 
     def _job(self, choice: Choice) -> Job:
-        return Job(choice.prompt.tokens, choice.max_tokens, self.instance.now_s)
+        now_s = self.driver.now_s
+        return Job(Tokens(choice.number, now_s, choice.prompt.tokens, choice.max_tokens), taken_s=now_s)
 
     def _refuse_too_much(self, choices: list[Choice]) -> None:
         room = self.kv_tokens
@@ -229,7 +238,7 @@ class Server(ABC):
     @property
     def queued(self) -> int:
         """Requests that wait here, for the GPU or for their other half."""
-        return len(self.halves) - self.instance.load().batch_size
+        return len(self.halves) - self.driver.load().batch_size
 
     def _disconnected(self, halves: list[Half]) -> None:
         """The client has left."""
@@ -244,7 +253,7 @@ class Server(ABC):
         self.halves.discard(half)
         self.totals["aborted"] += 1
         half.paired()
-        self.instance.drop(half.job)
+        self.driver.instance.drop(half.job)
         self._drop(half, reason)
 
     def _fail(self, half: Half, status: HTTPStatus, message: str) -> None:

@@ -11,8 +11,8 @@ from typing import Any, Protocol
 import msgspec
 
 from voltana.live.servers.emulated.config import ServerConfig
+from voltana.live.servers.emulated.driver import Driver, RowHistory
 from voltana.live.servers.emulated.http import Reply, Request
-from voltana.live.servers.emulated.instance import Instance
 from voltana.sim.plant import Plant
 
 VERSION = "0.5.23"
@@ -36,9 +36,11 @@ class Shown(Protocol):
     port: int
     bootstrap_port: int
 
+    rows: RowHistory
+
     @property
-    def instance(self) -> Instance:
-        """The instance."""
+    def driver(self) -> Driver:
+        """What drives the instance."""
         ...
 
     @property
@@ -138,7 +140,7 @@ class Views:
         reply.json(HTTPStatus.OK, {"object": "list", "data": [card]})
 
     def _load_values(self) -> dict[str, Any]:
-        load, room, decode = self._server.instance.load(), self._server.kv_tokens, self._server.config.phase == "decode"
+        load, room, decode = self._server.driver.load(), self._server.kv_tokens, self._server.config.phase == "decode"
         waiting = self._server.queued
         used = load.batch_tokens + (load.queued_tokens if decode else 0)
         return {
@@ -164,21 +166,21 @@ class Views:
         reply.json(HTTPStatus.OK, {"timestamp": time.time(), "version": VERSION, "loads": [self._load_values()]})
 
     def _metrics(self, _: Request, reply: Reply) -> None:
-        values, instance = self._load_values(), self._server.instance
+        values, driver = self._load_values(), self._server.driver
         gauges = {
             "sglang:num_running_reqs": values["num_running_reqs"],
             "sglang:num_queue_reqs": values["num_waiting_reqs"],
             "sglang:num_used_tokens": values["num_used_tokens"],
             "sglang:token_usage": values["token_usage"],
-            "voltana_emulated_clock_mhz": instance.clock_mhz,
-            "voltana_emulated_power_watts": round(instance.meter.power_w, 3),
+            "voltana_emulated_clock_mhz": driver.instance.setting.clock_mhz,
+            "voltana_emulated_power_watts": round(driver.instance.power_w, 3),
         }
         counters = {
             "sglang:num_requests_total": self._server.totals["requests"],
             "sglang:num_aborted_requests_total": self._server.totals["aborted"],
             "sglang:prompt_tokens_total": self._server.totals["prompt_tokens"],
             "sglang:generation_tokens_total": self._server.totals["generation_tokens"],
-            "voltana_emulated_energy_joules_total": round(instance.meter.energy_j(instance.now_s), 3),
+            "voltana_emulated_energy_joules_total": round(driver.instance.energy_j(driver.now_s), 3),
         }
         label = f'{{model_name="{self._server.config.served_model_name}"}}'
         lines = [
@@ -197,18 +199,18 @@ class Views:
 
     def _energy(self, _: Request, reply: Reply) -> None:
         """Everything the meter knows, at this instant."""
-        instance = self._server.instance
+        driver, instance = self._server.driver, self._server.driver.instance
         values = {
             "instance": self._server.config.name,
-            "time_s": instance.now_s,
-            "energy_j": instance.meter.energy_j(instance.now_s),
-            "power_w": instance.meter.power_w,
-            "clock_mhz": instance.clock_mhz,
-            "clock_in_force_mhz": instance.meter.clock_mhz,
-            "power_cap_w": instance.power_cap_w,
+            "time_s": driver.now_s,
+            "energy_j": instance.energy_j(driver.now_s),
+            "power_w": instance.power_w,
+            "clock_mhz": instance.setting.clock_mhz,
+            "clock_in_force_mhz": instance.shown_clock_mhz,
+            "power_cap_w": instance.setting.power_cap_w,
             "iterations": instance.iterations,
             "busy_s": instance.busy_s,
-            "lag_ms": self._server.instance.lag.summary_ms(),
+            "lag_ms": driver.lag.summary_ms(),
         }
         reply.json(HTTPStatus.OK, values)
 
@@ -218,18 +220,18 @@ class Views:
         if not first.isdecimal():
             reply.json(HTTPStatus.BAD_REQUEST, {"error": {"message": f"first: found {first!r}, allowed: a number"}})
             return
-        meter = self._server.instance.meter
-        meter.close_row(self._server.instance.now_s)
+        driver = self._server.driver
+        driver.instance.flush(driver.now_s)
         columns = ["time_s", "clock_mhz", "batch_size", "kv_tokens", "queued", "power_w"]
-        number, rows = meter.rows(int(first))
+        number, rows = self._server.rows.since(int(first))
         values = {
             "instance": self._server.config.name,
             "phase": self._server.config.phase,
             "columns": columns,
             "first": number,
-            "rows": rows,
-            "end_s": self._server.instance.now_s,
-            "lag_ms": self._server.instance.lag.summary_ms(),
+            "rows": [(row.time_s, *row[3:]) for row in rows],
+            "end_s": driver.now_s,
+            "lag_ms": driver.lag.summary_ms(),
         }
         reply.json(HTTPStatus.OK, values)
 
@@ -246,7 +248,8 @@ class Views:
             message = f"{command}; allowed: {clocks}, a limit up to {gpu.power_limit_w:g} W"
             reply.json(HTTPStatus.BAD_REQUEST, {"error": {"message": message}})
             return
-        apply = partial(self._server.instance.set_clock, command.mhz, cap)
-        self._server.instance.at(self._server.instance.now_s + self._server.config.settle_s, apply)
-        self._server.instance.advance(self._server.instance.now_s)
-        reply.json(HTTPStatus.OK, {"mhz": self._server.instance.clock_mhz})
+        driver = self._server.driver
+        apply = partial(driver.set_clock, command.mhz, cap)
+        driver.at(driver.now_s + self._server.config.settle_s, apply)
+        driver.advance(driver.now_s)
+        reply.json(HTTPStatus.OK, {"mhz": driver.instance.setting.clock_mhz})

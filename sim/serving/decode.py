@@ -9,86 +9,82 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from typing import Any
 
-from voltana.sim.plant import Step
-from voltana.sim.reference.instance import Instance
+from voltana.sim.plant import Plant, Step
+from voltana.sim.serving.instance import Instance, Occupancy
 from voltana.sim.serving.job import Job
 from voltana.sim.serving.limits import DecodeLimits
+from voltana.sim.serving.meter import Meter
 from voltana.sim.serving.views import Views, answers
-from voltana.state import LoadSnapshot, Phase
 
 
 class DecodeInstance(Instance):
-    """See the module; `token_gap` takes every gap between tokens, `finished` a job with its last token
-    made, `failed` one that has outgrown the whole cache."""
+    """See the module.
 
-    phase: Phase = "decode"
+    Args:
+        token: takes a job with a token for its client and the gap since the one before, None for the first.
+        finished: takes a job whose last token is made.
+        failed: takes a job that has outgrown the whole cache.
+    """
+
+    phase = "decode"
 
     def __init__(
         self,
-        *shared: Any,
+        plant: Plant,
+        meter: Meter,
         limits: DecodeLimits,
-        token_gap: Callable[[float], None],
+        *,
+        token: Callable[[Job, float | None], None],
         finished: Callable[[Job], None],
         failed: Callable[[Job], None],
     ) -> None:
-        super().__init__(*shared)
+        super().__init__(plant, meter)
         self._limits = limits
-        self._failed = failed
-        self._token_gap = token_gap
+        self._token = token
         self._finished = finished
+        self._failed = failed
         self._waiting: deque[Job] = deque()
         self._waiting_tokens = 0
         self._running: list[Job] = []
         self._kv_tokens = 0
         self.retractions = 0
 
-    def submit(self, job: Job) -> None:
+    def _add(self, job: Job) -> None:
         """Take a request whose KV has arrived."""
         self._waiting.append(job)
         self._waiting_tokens += job.kv_tokens
-        self.arrived_requests += 1
-        self.arrived_tokens += job.request.input_tokens
-        self.wake()
 
-    def load(self) -> LoadSnapshot:
-        """Telemetry of this instant."""
-        return LoadSnapshot(
-            time_s=self.env.now,
-            clock_mhz=self.actuator.commanded.clock_mhz,
-            batch_size=len(self._running),
-            batch_tokens=self._kv_tokens,
-            queued=len(self._waiting),
-            queued_tokens=self._waiting_tokens,
-            longest_wait_s=0.0,
-            idle_s=self.idle_s,
-            arrived_requests=self.arrived_requests,
-            arrived_tokens=self.arrived_tokens,
-            iterations=self.iterations,
-            busy_s=self.busy_s,
-        )
+    def _remove_waiting(self, job: Job) -> None:
+        if job in self._waiting:
+            self._waiting.remove(job)
+            self._waiting_tokens -= job.kv_tokens
 
-    def requests(self) -> tuple[Views, Views]:
+    def occupancy(self) -> Occupancy:
+        """As the base class says."""
+        return Occupancy(len(self._running), self._kv_tokens, len(self._waiting), self._waiting_tokens)
+
+    def requests(self, now_s: float) -> tuple[Views, Views]:
         """As the base class says."""
         running, waiting = ([(job, 0) for job in jobs] for jobs in (self._running, self._waiting))
-        return answers(running, self.env.now), answers(waiting, self.env.now)
+        return answers(running, now_s), answers(waiting, now_s)
 
-    def form_batch(self) -> bool:
+    def _form_batch(self, now_s: float) -> bool:
         """Retract while the next token would not fit, then admit while there is room."""
         retracted = False
         while not self._limits.grow(len(self._running), self._kv_tokens):
             retracted = self._retract()
         while not retracted and self._waiting and self._fits(self._waiting[0]):
-            self._join(self._waiting.popleft())
+            self._join(self._waiting.popleft(), now_s)
         return bool(self._running)
 
     def _fits(self, job: Job) -> bool:
         return self._limits.admit(len(self._running) + 1, self._kv_tokens + job.kv_tokens)
 
-    def _join(self, job: Job) -> None:
+    def _join(self, job: Job, now_s: float) -> None:
         self._waiting_tokens -= job.kv_tokens
-        job.join(self.env.now)
+        if job.join(now_s):
+            self._token(job, None)
         if job.finished:
             self._finished(job)
             return
@@ -108,19 +104,22 @@ class DecodeInstance(Instance):
         return True
 
     def what_if(self, clock_mhz: int) -> Step:
-        """Cost of an iteration at a clock."""
+        """As the base class says."""
         return self.plant.decode(len(self._running), self._kv_tokens, clock_mhz, self.limit_w)
 
-    def complete(self) -> None:
-        """Every request of the batch has one more token; those with their last one leave."""
-        now = self.env.now
-        self._kv_tokens += len(self._running)
-        self.meter.grow(len(self._running))
-        for job in self._running:
-            self._token_gap(job.next_token(now))
-        leaving = [job for job in self._running if job.finished]
+    def _complete(self, now_s: float) -> None:
+        """Every request of the batch has one more token; those with their last one, or without a client, leave."""
+        running = self._running
+        self._kv_tokens += len(running)
+        self.meter.grow(len(running))
+        for job in running:
+            gap_s = job.next_token(now_s)
+            if not job.gone:
+                self._token(job, gap_s)
+        leaving = [job for job in running if job.finished or job.gone]
         if leaving:
-            self._running = [job for job in self._running if not job.finished]
+            self._running = [job for job in running if not (job.finished or job.gone)]
             self._kv_tokens -= sum(job.kv_tokens for job in leaving)
             for job in leaving:
-                self._finished(job)
+                if not job.gone:
+                    self._finished(job)
