@@ -50,7 +50,7 @@ def _simulate(config: DictConfig) -> None:
     values, overwrite = resolve(config), overwrite_of(config)
     folder = Path(HydraConfig.get().runtime.output_dir)
     with _arrival_progress(values) as progress:
-        summary, already_there = run_job(values, folder, progress, overwrite=overwrite, sweep=this_sweep())
+        summary, already_there = run_job(values, folder, overwrite, this_sweep(), progress)
     if already_there:
         print(f"{short(folder)}: this run is there already; overwrite=true runs it again", file=sys.stderr)
     _print_run(values, summary, folder)

@@ -7,11 +7,11 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from voltana.errors import PolicyError
 from voltana.record import RecordWriter, claim
-from voltana.record.provenance import already_there, dependencies, provenance
+from voltana.record.provenance import dependencies, provenance
 from voltana.sim.run.build import RunBuilder
 from voltana.sim.run.config import SimConfig, parse
 from voltana.sim.serving.recorder import Recorder
@@ -19,29 +19,6 @@ from voltana.sim.serving.recorder import Recorder
 if TYPE_CHECKING:
     from voltana.sim.fast import FastCluster
     from voltana.sim.reference.cluster import Cluster
-
-
-class Outcome(NamedTuple):
-    """What became of a run."""
-
-    summary: dict[str, Any]
-    already_there: bool
-    """Whether its record was in the folder before, so that nothing was simulated."""
-
-
-def run_once(
-    values: Mapping[str, Any],
-    folder: Path,
-    progress: Callable[[float], None] = lambda _: None,
-    *,
-    overwrite: bool = False,
-    sweep: Mapping[str, Any] | None = None,
-) -> Outcome:
-    """Simulate, unless the folder holds the finished record of the same run; see `simulate`."""
-    there = None if overwrite else already_there(folder, values)
-    if there is not None:
-        return Outcome(there.summary, already_there=True)
-    return Outcome(simulate(values, folder, progress, overwrite=overwrite, sweep=sweep), already_there=False)
 
 
 def simulate(

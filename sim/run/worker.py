@@ -12,7 +12,7 @@ import traceback
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from voltana.app.cli import explain_job_error
 from voltana.errors import TakenError, UserError, one_line
@@ -20,8 +20,13 @@ from voltana.files import write_whole
 from voltana.record import RunRecord
 from voltana.record.schema import LOG
 
-if TYPE_CHECKING:
-    from voltana.sim.run.simulate import Outcome
+
+class Outcome(NamedTuple):
+    """What became of a run."""
+
+    summary: dict[str, Any]
+    already_there: bool
+    """Whether its record was in the folder before, so that nothing was simulated."""
 
 
 class Failure(NamedTuple):
@@ -83,7 +88,7 @@ def work(values: Mapping[str, Any], folder: Path, overwrite: bool, sweep: Mappin
         if _interrupted:
             raise KeyboardInterrupt
         (folder / LOG).unlink(missing_ok=True)
-        run_job(values, folder, overwrite=overwrite, sweep=sweep)
+        run_job(values, folder, overwrite, sweep)
     except TakenError as error:  # the folder is another run's, so its log would be of that one
         return Failure(str(error), None, bad_input=True)
     except Exception as error:
@@ -100,21 +105,26 @@ def work(values: Mapping[str, Any], folder: Path, overwrite: bool, sweep: Mappin
 def run_job(
     values: Mapping[str, Any],
     folder: Path,
+    overwrite: bool,
+    sweep: Mapping[str, Any] | None,
     progress: Callable[[float], None] = lambda _: None,
-    *,
-    overwrite: bool = False,
-    sweep: Mapping[str, Any] | None = None,
 ) -> Outcome:
-    """A run as the commands make it: `run_once`, then the lower bound on its energy where `bound` asks for it."""
-    from voltana.sim.run.simulate import run_once
+    """A run as the commands make it; the arguments are those of `voltana.sim.run.simulate.simulate`.
 
-    outcome = run_once(values, folder, progress, overwrite=overwrite, sweep=sweep)
+    Nothing is simulated where the folder holds the finished record of the same run. Where `bound` asks for it, the
+    lower bound on energy is added.
+    """
+    from voltana.record.provenance import already_there
+    from voltana.sim.run.simulate import simulate
+
+    there = None if overwrite else already_there(folder, values)
+    summary = there.summary if there else simulate(values, folder, progress, overwrite=overwrite, sweep=sweep)
     if values["bound"]:
         from voltana.sim.studies.bound import KEY, add_bound
 
-        if KEY not in outcome.summary:
-            outcome.summary[KEY] = add_bound(RunRecord(folder)).total_j
-    return outcome
+        if KEY not in summary:
+            summary[KEY] = add_bound(RunRecord(folder)).total_j
+    return Outcome(summary, already_there=there is not None)
 
 
 def _log(folder: Path, trace: str, reason: str) -> Path | None:

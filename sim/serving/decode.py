@@ -109,16 +109,18 @@ class DecodeInstance(Instance):
 
     def _complete(self, now_s: float) -> None:
         """Every request of the batch has one more token; those with their last one, or without a client, leave."""
-        running = self._running
+        running, leaving, token = self._running, [], self._token
         self._kv_tokens += len(running)
         self.meter.grow(len(running))
         for job in running:
             gap_s = job.next_token(now_s)
             if not job.gone:
-                self._token(job, gap_s)
-        leaving = [job for job in running if job.finished or job.gone]
+                token(job, gap_s)
+            if job.finished or job.gone:
+                leaving.append(job)
         if leaving:
-            self._running = [job for job in running if not (job.finished or job.gone)]
+            left = set(leaving)
+            self._running = [job for job in running if job not in left]
             self._kv_tokens -= sum(job.kv_tokens for job in leaving)
             for job in leaving:
                 if not job.gone:

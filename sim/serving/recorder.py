@@ -53,7 +53,8 @@ class Recorder:
     def token(self, job: Job, gap_s: float | None) -> None:
         """A token came so long after the one before; None: it is the first."""
         if gap_s is not None:
-            self.token_gaps(1, gap_s <= self.itl_slo_s)
+            self._summary.gaps += 1
+            self._summary.gaps_in_slo += gap_s <= self.itl_slo_s
 
     def token_gaps(self, gaps: int, within_slo: int) -> None:
         """So many tokens came, and so many of them within the objective after the one before."""

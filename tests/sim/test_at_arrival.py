@@ -44,7 +44,7 @@ def _routed(
             recorder = Recorder(writer, builder.slo, {})
             cluster = engine(request.param)(spec, builder.requests(), recorder, writer.instance)
             cluster.run()
-            recorder.close(cluster.now_s, [i.meter for i in cluster.instances], 1.0, False)
+            recorder.close(cluster.now_s, cluster.meters, 1.0, False)
         return RunRecord(tmp_path)
 
     return go

@@ -137,7 +137,7 @@ def _simulate(engine: str, tmp_path: Path) -> Callable[..., RunRecord]:
             recorder = Recorder(writer, Slo(1.0, 1.0), {})
             cluster = ENGINES[engine](spec, stream, recorder, writer.instance)
             cluster.run()
-            recorder.close(cluster.now_s, [i.meter for i in cluster.instances], 1.0, interrupted=False)
+            recorder.close(cluster.now_s, cluster.meters, 1.0, interrupted=False)
         return RunRecord(tmp_path)
 
     return go
