@@ -48,10 +48,10 @@ class Driven(Protocol):
         ...
 
 
-Instances = TypeVar("Instances", bound=Driven)
+AnyDriven = TypeVar("AnyDriven", bound=Driven)
 
 
-class RequestFlow(ABC, Generic[Instances]):
+class RequestFlow(ABC, Generic[AnyDriven]):
     """A run of an engine: what it does with requests between its instances.
 
     Args:
@@ -96,7 +96,7 @@ class RequestFlow(ABC, Generic[Instances]):
         """Make what instances are built upon."""
 
     @abstractmethod
-    def _instance(self, index: int, meter: Meter, controller: FrequencyController) -> Instances:
+    def _instance(self, index: int, meter: Meter, controller: FrequencyController) -> AnyDriven:
         """Build an instance of the meter's phase, with its controller; `index` is its place among all."""
 
     @property
