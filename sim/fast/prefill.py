@@ -11,7 +11,7 @@ from voltana.sim.plant import Step
 from voltana.sim.serving.job import Job
 from voltana.sim.serving.limits import PrefillLimits
 from voltana.sim.serving.prefill_queue import PrefillQueue
-from voltana.sim.serving.views import Views, prompts
+from voltana.sim.serving.views import Views
 from voltana.state import Decision, LoadSnapshot, Phase
 
 
@@ -76,8 +76,7 @@ class FastPrefill(FastInstance):
 
     def requests(self) -> tuple[Views, Views]:
         """As the base class says."""
-        running, waiting = self._queue.jobs()
-        return prompts(running, self.events.now), prompts(waiting, self.events.now)
+        return self._queue.requests(self.events.now)
 
     @property
     def energy_j(self) -> float:

@@ -10,7 +10,7 @@ from voltana.sim.serving.job import Job
 from voltana.sim.serving.limits import PrefillLimits
 from voltana.sim.serving.meter import Meter
 from voltana.sim.serving.prefill_queue import PrefillQueue
-from voltana.sim.serving.views import Views, prompts
+from voltana.sim.serving.views import Views
 
 
 class PrefillInstance(Instance):
@@ -40,8 +40,7 @@ class PrefillInstance(Instance):
 
     def requests(self, now_s: float) -> tuple[Views, Views]:
         """As the base class says."""
-        running, waiting = self._queue.jobs()
-        return prompts(running, now_s), prompts(waiting, now_s)
+        return self._queue.requests(now_s)
 
     def _form_batch(self, now_s: float) -> bool:
         return self._queue.form_batch(now_s)

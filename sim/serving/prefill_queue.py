@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from voltana.sim.serving.job import Job
 from voltana.sim.serving.limits import PrefillLimits
+from voltana.sim.serving.views import Views, prompts
 
 
 class Slice(NamedTuple):
@@ -53,9 +54,9 @@ class PrefillQueue:
         """Longest time in the batch since a request came here, which is that of its first; 0 without one."""
         return now_s - self.batch[0].job.taken_s if self.batch else 0.0
 
-    def jobs(self) -> tuple[list[Job], list[Job]]:
-        """Requests of the batch, and those behind it; one that is cut is in the batch."""
-        return [part.job for part in self.batch], list(self._jobs)[self._cut :]
+    def requests(self, now_s: float) -> tuple[Views, Views]:
+        """Requests of the batch, and those behind it, one by one; one that is cut is in the batch."""
+        return prompts((part.job for part in self.batch), now_s), prompts(list(self._jobs)[self._cut :], now_s)
 
     def form_batch(self, now_s: float) -> bool:
         """Take from the head of the queue what the limits allow; False if there is nothing."""
