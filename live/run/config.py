@@ -9,9 +9,11 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from voltana import checks
-from voltana.app.config import Part, RunConfig, Seconds, Section
+from voltana.app.config import RunConfig
+from voltana.app.serving import Part
 from voltana.errors import UserError
 from voltana.live.router.settings import RouterSettings
+from voltana.section import Seconds, Section
 
 TokenId = Annotated[int, Field(ge=0, strict=True)]
 

@@ -43,7 +43,7 @@ from voltana.prediction.cache import AUTO, load_predictor, predictor_file
 from voltana.prediction.ecopred import EcoPred
 from voltana.record import RecordWriter, claim
 from voltana.record.provenance import dependencies, provenance
-from voltana.sim.plant.build import build_plant, gpus_per_host, kv_tokens
+from voltana.sim.plant.build import build_plant, decode_limits, gpus_per_host
 from voltana.sim.serving.profiling import measured
 from voltana.state import LoadSnapshot
 from voltana.traces.build import build_requests, foreseen
@@ -249,7 +249,7 @@ class LiveRun:
         offers = Offers(
             clocks_mhz=lambda: list(gpus.clocks_mhz) or plant.gpu.clocks(),
             power_limits_w=lambda: gpus.power_limits_w or own,
-            kv_capacity_tokens=lambda: kv_tokens(config, plant),
+            kv_capacity_tokens=lambda: decode_limits(config.serving.decode, plant).kv_tokens,
             predictor=cache(self._predictor),
         )
         return build_bundle(config, offers)

@@ -61,7 +61,7 @@ class FastCluster(RequestFlow):
             )
             for i, controller in enumerate(spec.decode_controllers)
         ]
-        self._sensors = PowerSensors(spec.sensor, [i.meter.name for i in self.instances])
+        self._sensors = PowerSensors(spec.sensor, [i.meter.name for i in self.instances], spec.seed)
         for index, (instance, controller) in enumerate(zip(self.instances, spec.controllers, strict=True)):
             self._connect(index, instance, controller)
         self._to_prefill = self._dispatcher(spec.prefill_router, self._prefill)

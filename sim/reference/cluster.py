@@ -59,7 +59,7 @@ class Cluster(RequestFlow):
         self._links = Links(self._env, spec.link)
         names = [instance_name("prefill", i) for i in range(len(spec.prefill_controllers))]
         names += [instance_name("decode", i) for i in range(len(spec.decode_controllers))]
-        self._sensors = PowerSensors(spec.sensor, names)
+        self._sensors = PowerSensors(spec.sensor, names, spec.seed)
         self._prefill = [
             PrefillInstance(
                 *self._shared(i, "prefill", controller, write_row),

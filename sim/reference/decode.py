@@ -11,10 +11,10 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
+from voltana.app.serving import DecodeLimits
 from voltana.sim.plant import Step
 from voltana.sim.reference.instance import Instance
 from voltana.sim.serving.job import Job
-from voltana.sim.serving.limits import DecodeLimits
 from voltana.sim.serving.views import Views, answers
 from voltana.state import LoadSnapshot, Phase
 

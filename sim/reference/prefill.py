@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from voltana.app.serving import PrefillLimits
 from voltana.sim.plant import Step
 from voltana.sim.reference.instance import Instance
 from voltana.sim.serving.job import Job
-from voltana.sim.serving.limits import PrefillLimits
 from voltana.sim.serving.prefill_queue import PrefillQueue
 from voltana.sim.serving.views import Views, prompts
 from voltana.state import LoadSnapshot, Phase

@@ -6,13 +6,13 @@ from collections.abc import Generator
 
 import simpy
 
-from voltana.sim.serving.limits import LinkSpec
+from voltana.app.serving import Link
 
 
 class Links:
     """One link per pair of instances, made when first used."""
 
-    def __init__(self, env: simpy.Environment, spec: LinkSpec) -> None:
+    def __init__(self, env: simpy.Environment, spec: Link) -> None:
         self._env = env
         self._spec = spec
         self._streams: dict[tuple[int, int], simpy.Resource] = {}

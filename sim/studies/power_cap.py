@@ -21,6 +21,7 @@ from voltana.app.cli import hydra_command
 from voltana.app.terminal import plain_console
 from voltana.errors import UserError
 from voltana.files import write_whole
+from voltana.section import parse
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -99,7 +100,7 @@ def power_limits_w(values: Mapping[str, Any]) -> tuple[float, float]:
     """Lowest and highest cap that the configured GPU takes."""
     from voltana.sim.plant import GpuSpec
 
-    gpu = GpuSpec.from_mapping(values["gpu"])
+    gpu = parse(GpuSpec, values["gpu"], "gpu")
     return gpu.power_limit_min_w, gpu.power_limit_w
 
 

@@ -12,10 +12,11 @@ import voltana.policies.build
 from voltana import conf
 from voltana.policies.oracle import Oracle
 from voltana.record import RunRecord
+from voltana.section import parse
 from voltana.sim.plant import Plant, Step
 from voltana.sim.plant.build import build_plant
 from voltana.sim.run.compose import compose_sim
-from voltana.sim.run.config import SimConfig, parse
+from voltana.sim.run.config import SimConfig
 from voltana.state import LoadSnapshot, Slo
 
 Run = Callable[..., RunRecord]

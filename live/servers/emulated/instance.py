@@ -19,8 +19,8 @@ from collections.abc import Callable
 from itertools import count
 from typing import Any
 
+from voltana.app.serving import DecodeLimits, PrefillLimits
 from voltana.live.latency import LatencyHistogram
-from voltana.live.servers.emulated.config import DecodeConfig, PrefillConfig
 from voltana.live.servers.emulated.meter import Meter
 from voltana.sim.plant import Plant, Step
 from voltana.state import LoadSnapshot, Phase
@@ -213,7 +213,7 @@ class PrefillInstance(Instance):
 
     phase: Phase = "prefill"
 
-    def __init__(self, *shared: Any, limits: PrefillConfig, finished: Callable[[Job], None]) -> None:
+    def __init__(self, *shared: Any, limits: PrefillLimits, finished: Callable[[Job], None]) -> None:
         super().__init__(*shared)
         self._limits = limits
         self._finished = finished
@@ -292,14 +292,14 @@ class DecodeInstance(Instance):
     def __init__(
         self,
         *shared: Any,
-        limits: DecodeConfig,
+        limits: DecodeLimits,
         joined: Callable[[Job], None],
         token: Callable[[Job], None],
         failed: Callable[[Job], None],
     ) -> None:
         super().__init__(*shared)
         self._limits = limits
-        self.kv_capacity = limits.kv_tokens or self.plant.kv_capacity_tokens
+        self.kv_capacity = limits.kv_tokens
         self._joined = joined
         self._token = token
         self._failed = failed

@@ -16,7 +16,7 @@ from typing import NamedTuple, cast
 
 import msgspec
 
-from voltana.live.servers.emulated.config import LinkConfig
+from voltana.app.serving import Link
 
 logger = logging.getLogger(__name__)
 
@@ -75,7 +75,7 @@ class Bootstrap:
 
     def __init__(
         self,
-        link: LinkConfig,
+        link: Link,
         kv_bytes_per_token: float,
         wanted: Callable[[int], None],
         dropped: Callable[[int, str], None],
@@ -118,7 +118,7 @@ class Bootstrap:
             return
         link, free_s = self._link, self._streams[target]
         size = tokens * self._kv_bytes_per_token
-        duration_s = link.latency_s + size * link.streams / link.bytes_per_s
+        duration_s = link.duration_s(size)
         arrives_s = max(first_token_s, free_s[0]) + duration_s
         heapq.heapreplace(free_s, arrives_s)
         target.send("ready", room, first_token_s, arrives_s)

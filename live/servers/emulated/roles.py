@@ -84,7 +84,7 @@ class DecodeServer(Server):
             self._clock_mhz(),
             time.monotonic(),
             self._publish,
-            limits=config.decode,
+            limits=self.limits,
             joined=self._joined,
             token=self._token,
             failed=self._outgrown,

@@ -22,6 +22,7 @@ from voltana.live.servers.emulated.instance import Instance, Job
 from voltana.live.servers.emulated.views import Views
 from voltana.live.telemetry.publisher import Publisher
 from voltana.sim.plant import Plant
+from voltana.sim.plant.build import decode_limits
 from voltana.state import LoadSnapshot
 
 logger = logging.getLogger(__name__)
@@ -68,6 +69,7 @@ class Server(ABC):
     def __init__(self, config: ServerConfig, plant: Plant) -> None:
         self.config = config
         self.plant = plant
+        self.limits = decode_limits(config.decode, plant, "decode")
         self.halves: set[Half] = set()
         """Requests that are not complete."""
         self.totals = {"requests": 0, "prompt_tokens": 0, "generation_tokens": 0, "aborted": 0}
@@ -124,7 +126,7 @@ class Server(ABC):
     @property
     def kv_tokens(self) -> int:
         """KV tokens that fit."""
-        return self.config.decode.kv_tokens or self.plant.kv_capacity_tokens
+        return self.limits.kv_tokens
 
     # Time
 

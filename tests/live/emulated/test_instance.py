@@ -11,10 +11,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from voltana.live.servers.emulated.config import DecodeConfig, LinkConfig, PrefillConfig
+from voltana.app.serving import DecodeLimits, DecodeServing, Link, PrefillLimits
 from voltana.live.servers.emulated.instance import DecodeInstance, Instance, Job, PrefillInstance
 from voltana.record import RunRecord
+from voltana.section import parse
 from voltana.sim.plant import EngineSpec, GpuSpec, ModelSpec, Plant
+from voltana.sim.plant.build import decode_limits
 from voltana.sim.run.compose import compose_sim
 from voltana.sim.run.simulate import simulate
 from voltana.state import LoadSnapshot
@@ -22,14 +24,14 @@ from voltana.state import LoadSnapshot
 
 @pytest.fixture(scope="module")
 def plant(sections: dict[str, Any]) -> Plant:
-    gpu, model = GpuSpec.from_mapping(sections["gpu"]), ModelSpec.from_mapping(sections["model"])
-    return Plant(gpu, model, EngineSpec.from_mapping(sections["engine"]))
+    gpu, model = parse(GpuSpec, sections["gpu"], "gpu"), parse(ModelSpec, sections["model"], "model")
+    return Plant(gpu, model, parse(EngineSpec, sections["engine"], "engine"))
 
 
 class Pair:
     """One prefill and one decode instance with the link between, driven from event to event."""
 
-    def __init__(self, plant: Plant, prefill: PrefillConfig, decode: DecodeConfig, link: LinkConfig) -> None:
+    def __init__(self, plant: Plant, prefill: PrefillLimits, decode: DecodeServing, link: Link) -> None:
         clock = plant.gpu.clocks()[-1]
         self._plant, self._link, self._free_s = plant, link, [0.0] * link.streams
         self.prefill = PrefillInstance(plant, clock, 0.0, limits=prefill, finished=self._prefilled)
@@ -72,22 +74,24 @@ class Pair:
                 self.prefill.submit(Job(rows[number][1], rows[number][2], now_s, number))
 
 
+PREFILL = PrefillLimits(max_tokens=16384, max_requests=512, chunk_tokens=None)
+DECODE = DecodeServing(max_requests=1024, reserve_tokens=8, kv_tokens="auto")
 TRACE = [(0.011 * (i // 3) + 0.001 * i, 40 + (i * 577) % 1500, 1 + (i * 211) % 190) for i in range(90)]
 
 
 @pytest.mark.parametrize(
     ("prefill", "decode"),
     [
-        (PrefillConfig(), DecodeConfig()),
+        (PREFILL, DECODE),
         (
-            PrefillConfig(max_tokens=2000, max_requests=5),
-            DecodeConfig(max_requests=20, kv_tokens=16000, reserve_tokens=0),
+            PREFILL.but(max_tokens=2000, max_requests=5),
+            DECODE.but(max_requests=20, kv_tokens=16000, reserve_tokens=0),
         ),
-        (PrefillConfig(max_tokens=4096, chunk_tokens=512), DecodeConfig(kv_tokens=9000, reserve_tokens=1)),
+        (PREFILL.but(max_tokens=4096, chunk_tokens=512), DECODE.but(kv_tokens=9000, reserve_tokens=1)),
     ],
 )
 def test_schedule_and_energy_are_the_simulators(
-    prefill: PrefillConfig, decode: DecodeConfig, plant: Plant, tmp_path: Path
+    prefill: PrefillLimits, decode: DecodeServing, plant: Plant, tmp_path: Path
 ) -> None:
     trace = tmp_path / "trace.csv"
     trace.write_text("arrival_s,input_tokens,output_tokens\n" + "".join(f"{a},{i},{o}\n" for a, i, o in TRACE))
@@ -98,12 +102,12 @@ def test_schedule_and_energy_are_the_simulators(
         f"serving.prefill.max_tokens={prefill.max_tokens}", f"serving.prefill.max_requests={prefill.max_requests}",
         f"serving.prefill.chunk_tokens={'null' if prefill.chunk_tokens is None else prefill.chunk_tokens}",
         f"serving.decode.max_requests={decode.max_requests}", f"serving.decode.reserve_tokens={decode.reserve_tokens}",
-        f"serving.decode.kv_tokens={'auto' if decode.kv_tokens is None else decode.kv_tokens}",
+        f"serving.decode.kv_tokens={decode.kv_tokens}",
     )  # fmt: skip
     simulate(values, tmp_path / "record")
     record = RunRecord(tmp_path / "record")
     link = values["cluster"]["link"]
-    pair = Pair(plant, prefill, decode, LinkConfig(link["latency_s"], link["bytes_per_s"], link["streams"]))
+    pair = Pair(plant, prefill, decode_limits(decode, plant), Link(**link))
     pair.run(TRACE)
     rows = record.requests().set_index("request_id").sort_index()
     assert len(pair.finish_s) == len(rows) == len(TRACE)
@@ -125,14 +129,14 @@ def make(phase: str, plant: Plant) -> Made:
     done: list[Job] = []
     clock = plant.gpu.clocks()[-1]
     if phase == "prefill":
-        limits = PrefillConfig(max_tokens=900, max_requests=4, chunk_tokens=300)
+        limits = PrefillLimits(max_tokens=900, max_requests=4, chunk_tokens=300)
         return PrefillInstance(plant, clock, 0.0, seen.append, limits=limits, finished=done.append), seen, done
 
     def token(job: Job) -> None:
         if job.produced == job.max_tokens:
             done.append(job)
 
-    decode_limits = DecodeConfig(max_requests=5, kv_tokens=1500, reserve_tokens=3)
+    decode_limits = DecodeLimits(max_requests=5, kv_tokens=1500, reserve_tokens=3)
     instance = DecodeInstance(
         plant, clock, 0.0, seen.append, limits=decode_limits, joined=lambda job: None, token=token, failed=done.append
     )
