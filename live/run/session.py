@@ -29,7 +29,7 @@ from voltana.live.gpus.owned import OwnedGpus
 from voltana.live.router.command import tune_gc
 from voltana.live.router.fleet import Backend
 from voltana.live.router.server import RouterServer
-from voltana.live.run.config import LiveConfig, router_settings
+from voltana.live.run.config import LiveConfig
 from voltana.live.run.fleet import Fleet, names_of
 from voltana.live.run.load import Order
 from voltana.live.run.recorder import LiveRecorder
@@ -111,7 +111,7 @@ class LiveRun:
         self._names = names_of(config)
         self._fleet: Fleet = instantiate(config.servers)
         self._control: Control = instantiate(config.control)
-        self._settings = router_settings(config.router)
+        self._settings = config.router
         self._requests = build_requests(config)
         self._happened = _Happened()
         self._gpus: Gpus | None = None

@@ -31,7 +31,7 @@ class Governor:
 
     acts_at_once = True
 
-    def __init__(self, clocks_mhz: Sequence[int], *, perf_boost: bool = True, idle_s: float = 0.1) -> None:
+    def __init__(self, clocks_mhz: Sequence[int], *, perf_boost: bool, idle_s: float) -> None:
         if not isinstance(perf_boost, bool):
             raise UserError(f"perf_boost: found {perf_boost!r}, allowed: true, false")
         idle_s = checks.number("idle_s", idle_s, above=0)
