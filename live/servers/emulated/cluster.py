@@ -15,7 +15,6 @@ from typing import IO, Any, Self
 from voltana.errors import UserError
 from voltana.live.servers import Endpoint, Role
 from voltana.live.servers.emulated.config import ServerConfig, build_plant
-from voltana.live.servers.emulated.http import encode_json
 from voltana.section import parse
 from voltana.state import Phase
 
