@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 
-from voltana.traces.checks import fail, positive
+from voltana.checks import positive, refused
 from voltana.traces.stream import Block, Floats
 
 
@@ -66,7 +66,7 @@ class Timestamps:
         """Set the arrival times (see `traces.ArrivalProcess`)."""
         for block in blocks:
             if block.arrival_s is None:
-                raise fail(
+                raise refused(
                     "arrival=timestamps",
                     "a trace without arrival times",
                     "trace=file with an arrival column",

@@ -10,8 +10,8 @@ from typing import Any, TextIO, cast
 
 import numpy as np
 
+from voltana.checks import flag, optional_integer, refused
 from voltana.errors import UserError
-from voltana.traces.checks import fail, flag, optional_integer
 from voltana.traces.formats import ROLES, UNITS, WHOLE, Layout, layout
 from voltana.traces.lines import CsvLines, JsonLines
 from voltana.traces.rows import Parser, Rows, Tally, is_date
@@ -54,11 +54,11 @@ class FileTrace:
         max_total_tokens: int | None = None,
     ) -> None:
         if not isinstance(path, str) or not path.endswith(SUFFIXES):
-            raise fail("trace.path", path, f"a file ending in {', '.join(SUFFIXES)}")
+            raise refused("trace.path", path, f"a file ending in {', '.join(SUFFIXES)}")
         if not Path(path).is_file():
-            raise fail("trace.path", path, "a file that exists")
+            raise refused("trace.path", path, "a file that exists")
         if time_unit is not None and time_unit not in UNITS:
-            raise fail("trace.time_unit", time_unit, f"null, {', '.join(UNITS)}")
+            raise refused("trace.time_unit", time_unit, f"null, {', '.join(UNITS)}")
         self.path = path
         self.repeat = flag("trace.repeat", repeat)
         self.columns = _named_columns(columns)
@@ -89,7 +89,7 @@ class FileTrace:
             UserError: there are none, they start over, or their unit is not known or cannot be right.
         """
         if self.repeat:
-            raise fail("trace.repeat", True, "false with arrival=timestamps, as times cannot start over")
+            raise refused("trace.repeat", True, "false with arrival=timestamps, as times cannot start over")
         first = next(self._read(LOOKED_AT, Tally(self.strict), timed=True))
         self._check_rate(first)
         self._tally = Tally(self.strict)
@@ -134,17 +134,17 @@ class FileTrace:
         odd = (unit == "datetime" and not is_date(time)) or (unit in WHOLE and "." in time)
         if unit is None or (self.time_unit is None and odd):
             place = f"{self.path}:{line}: {found.arrival}"
-            raise fail(place, time, f"times in a unit that trace.time_unit states ({', '.join(UNITS)})")
+            raise refused(place, time, f"times in a unit that trace.time_unit states ({', '.join(UNITS)})")
         return found._replace(unit=unit), chain([first], rows)
 
 
 def _named_columns(columns: Mapping[str, Any] | None) -> dict[str, str | None]:
     given = {} if columns is None else columns
     if not isinstance(given, Mapping) or set(given) - set(ROLES):
-        raise fail("trace.columns", given, f"null or a mapping of {', '.join(ROLES)} to names of columns")
+        raise refused("trace.columns", given, f"null or a mapping of {', '.join(ROLES)} to names of columns")
     for role, name in given.items():
         if name is not None and not isinstance(name, str):
-            raise fail(f"trace.columns.{role}", name, "null or the name of a column")
+            raise refused(f"trace.columns.{role}", name, "null or the name of a column")
     return {role: given.get(role) for role in ROLES}
 
 

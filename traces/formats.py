@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import NamedTuple
 
+from voltana.checks import refused
 from voltana.errors import UserError
-from voltana.traces.checks import fail
 
 UNITS = {"s": 1.0, "ms": 1e3, "us": 1e6, "ns": 1e9, "datetime": None}
 """Units of a second; None: dates with time."""
@@ -147,7 +147,7 @@ def _check(path: str, columns: Sequence[str], role: str, name: str | None) -> No
     if name is None and role == "arrival_s":
         return
     if name is None or name not in columns:
-        raise fail(f"trace.columns.{role}", name, f"a column of {path}: {_listed(columns)}")
+        raise refused(f"trace.columns.{role}", name, f"a column of {path}: {_listed(columns)}")
     if list(columns).count(name) > 1:
         raise UserError(f"{path}:1: found {list(columns).count(name)} columns {name}, allowed: one of that name")
 

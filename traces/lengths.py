@@ -6,7 +6,7 @@ from typing import Literal
 
 import numpy as np
 
-from voltana.traces.checks import fail, integer, non_negative, optional_integer, positive
+from voltana.checks import integer, non_negative, optional_integer, positive, refused
 from voltana.traces.stream import Block, Floats, Ints, within_context
 
 
@@ -62,7 +62,7 @@ class Fixed:
         self, *, input_tokens: int, output_tokens: int, geometric: Literal["input", "output", "both"] | None = None
     ) -> None:
         if geometric not in (None, "input", "output", "both"):
-            raise fail("trace.geometric", geometric, "null, input, output or both")
+            raise refused("trace.geometric", geometric, "null, input, output or both")
         self._inputs = (integer("trace.input_tokens", input_tokens, least=1), geometric in ("input", "both"))
         self._outputs = (integer("trace.output_tokens", output_tokens, least=1), geometric in ("output", "both"))
 

@@ -7,8 +7,8 @@ from contextlib import contextmanager
 from operator import itemgetter
 from typing import Any, TextIO
 
+from voltana.checks import refused
 from voltana.errors import UserError
-from voltana.traces.checks import fail
 from voltana.traces.rows import Rows, Tally, UnusableError
 
 csv.field_size_limit(1 << 24)  # prompts may stand in columns that are not used
@@ -95,7 +95,7 @@ class JsonLines:
         return UnusableError(f"{name} is missing", error)
 
     def _bad(self, line: int, text: str) -> UserError:
-        return fail(f"{self.path}:{line}", text.strip()[:40], "a JSON object")
+        return refused(f"{self.path}:{line}", text.strip()[:40], "a JSON object")
 
 
 def _cell(value: object) -> str:

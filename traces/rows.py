@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from voltana.checks import refused
 from voltana.errors import UserError
-from voltana.traces.checks import fail
 from voltana.traces.formats import UNITS, Layout
 from voltana.traces.stream import Block, Floats, Ints
 
@@ -154,7 +154,7 @@ class Parser:
         if not _WHOLE.fullmatch(cell):
             raise _not_this(place, name, cell, _TOKENS)
         what = "0" if tokens == 0 else "negative" if cell.startswith("-") else f"over {MAX_TOKENS}"
-        raise UnusableError(f"{name} is {what}", fail(place, cell, _TOKENS))
+        raise UnusableError(f"{name} is {what}", refused(place, cell, _TOKENS))
 
     def _time(self, line: int, clock: "_Clock", cell: str) -> float:
         time_s = clock.one(cell)
@@ -166,10 +166,10 @@ class Parser:
         if time_s is None:
             raise _not_this(place, name, cell, clock.allowed)
         if not isfinite(time_s):
-            raise fail(place, cell, clock.allowed)
+            raise refused(place, cell, clock.allowed)
         if cell.startswith("-"):
-            raise UnusableError(f"{name} is negative", fail(place, cell, clock.allowed))
-        raise UnusableError(f"{name} is before that of a row above", fail(place, cell, "times that never decrease"))
+            raise UnusableError(f"{name} is negative", refused(place, cell, clock.allowed))
+        raise UnusableError(f"{name} is before that of a row above", refused(place, cell, "times that never decrease"))
 
 
 def _plain_tokens(cells: Sequence[str]) -> Ints:
@@ -188,7 +188,7 @@ def _not_this(place: str, name: str, cell: str, allowed: str) -> UnusableError:
     Raises:
         UserError: the cell is a number in another notation.
     """
-    error = fail(place, cell, allowed)
+    error = refused(place, cell, allowed)
     try:
         float(cell)
     except ValueError:

@@ -6,8 +6,8 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from voltana.checks import integer, optional_integer, positive, refused
 from voltana.errors import UserError
-from voltana.traces.checks import fail, integer, optional_integer, positive
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -138,7 +138,7 @@ def request_stream(
     Request(request_id=1, arrival_s=1.0, input_tokens=512, output_tokens=128)
     """
     if duration_s is None and requests is None and not getattr(lengths, "ends", False):
-        raise fail(
+        raise refused(
             "duration_s", None, "a number > 0; null with requests=N, or with a trace that ends (a file, not repeated)"
         )
     until_s = float("inf") if duration_s is None else positive("duration_s", duration_s)
@@ -167,7 +167,7 @@ def within_context(blocks: Iterable[Block], limit: int | None, *, give_up: int =
         if dropped >= give_up:
             break
     if dropped >= give_up or not kept_any:
-        raise fail("trace.max_total_tokens", limit, f"a limit that some request meets; {dropped} in a row do not")
+        raise refused("trace.max_total_tokens", limit, f"a limit that some request meets; {dropped} in a row do not")
 
 
 def _fitting(block: Block, limit: int) -> Block:

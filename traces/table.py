@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from voltana.traces.checks import fail, optional_integer, positive
+from voltana.checks import optional_integer, positive, refused
 from voltana.traces.stream import Block, Floats, Ints, within_context
 
 
@@ -114,6 +114,6 @@ def read_document(table: str) -> dict[str, Any]:
     folder = files("voltana.traces") / "data"
     known = sorted(entry.name.removesuffix(".json") for entry in folder.iterdir() if entry.name.endswith(".json"))
     if table not in known:
-        raise fail("trace.table", table, ", ".join(known))
+        raise refused("trace.table", table, ", ".join(known))
     document: dict[str, Any] = json.loads((folder / f"{table}.json").read_text(encoding="utf-8"))
     return document

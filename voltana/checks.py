@@ -1,9 +1,13 @@
-"""Checks at the door of a policy: each raises a UserError that names the parameter, what was found, what is allowed."""
+"""Checks in constructors of policies and traces: each returns the value.
 
+A wrong one is a `UserError` that names the parameter or key, what was found and what is allowed.
+"""
+
+import math
 import re
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any
+from typing import Any, TypeGuard
 
 from voltana.errors import UserError
 
@@ -28,6 +32,51 @@ def number(
     if not fits:
         raise UserError(f"{name}: found {value!r}, allowed: a number {' and '.join(bounds)}".rstrip())
     return value
+
+
+def refused(place: str, found: object, allowed: str) -> UserError:
+    """The error of a value that is not allowed; `place` is a configuration key or `path:line`."""
+    shown = "null" if found is None else repr(found)
+    return UserError(f"{place}: found {shown}, allowed: {allowed}")
+
+
+def positive(key: str, value: object) -> float:
+    """Check that a value is a finite number above zero and return it."""
+    if not _finite(value) or value <= 0:
+        raise refused(key, value, "a number > 0")
+    return float(value)
+
+
+def non_negative(key: str, value: object) -> float:
+    """Check that a value is a finite number, zero included, and return it."""
+    if not _finite(value) or value < 0:
+        raise refused(key, value, "a number >= 0")
+    return float(value)
+
+
+def integer(key: str, value: object, least: int) -> int:
+    """Check that a value is an integer not below `least` and return it."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise refused(key, value, f"an integer >= {least}")
+    return value
+
+
+def optional_integer(key: str, value: object, least: int) -> int | None:
+    """Check that a value is null or an integer not below `least` and return it."""
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
+        raise refused(key, value, f"null or an integer >= {least}")
+    return value
+
+
+def flag(key: str, value: object) -> bool:
+    """Check that a value is true or false and return it."""
+    if not isinstance(value, bool):
+        raise refused(key, value, "true or false")
+    return value
+
+
+def _finite(value: object) -> TypeGuard[float]:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def budget_s(objective_s: float, margin: float, objective_ms: float | None = None) -> float:

@@ -13,7 +13,8 @@ from typing import Any, Literal, Self
 
 from voltana.errors import UserError
 from voltana.live.clocks.device import DeviceError, Driver, GpuDevice, GpuInfo, check_clock, check_power_limit
-from voltana.sim.plant import EngineSpec, GpuSpec, ModelSpec, Plant, Step
+from voltana.sim.plant import Plant, Step
+from voltana.sim.plant.build import plant_of
 
 BLOCK_S = 0.003
 """A clock command blocks for so long (PHYSICS: ~3 ms)."""
@@ -249,11 +250,7 @@ class SimulatedDriver(Driver):
         if unknown:
             raise UserError(f"simulated GPUs: unknown key {unknown[0]!r}; allowed: {', '.join(_RANGES)}")
         rest = {key: _number(key, settings[key]) for key in _RANGES if key in settings}
-        plant = Plant(
-            GpuSpec.from_mapping(settings["gpu"]),
-            ModelSpec.from_mapping(settings["model"]),
-            EngineSpec.from_mapping(settings["engine"]),
-        )
+        plant = plant_of(settings["gpu"], settings["model"], settings["engine"])
         return cls(plant, **rest)
 
     def gpus(self) -> tuple[int, ...]:

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy.optimize import nnls
 
-from voltana.live.profiling.torch.settings import DecodeCells, PrefillCells
+from voltana.app.config import DecodeProfile, PrefillProfile
 from voltana.prediction.ecopred import BIN_ENDS
 from voltana.state import Phase
 
@@ -74,7 +74,7 @@ def _highest(cells: Sequence[Cell], axis: int) -> list[int]:
     return list(np.max([cell[1:] for cell in cells], axis=axis))
 
 
-def prefill_group(config: PrefillCells) -> Group:
+def prefill_group(config: PrefillProfile) -> Group:
     """Batches of whole prompts; a batch below one prompt is one shorter prompt."""
     sizes = np.linspace(*config.tokens, PREFILL_GRID).round().astype(int).tolist()
     length = config.prompt_tokens
@@ -82,7 +82,7 @@ def prefill_group(config: PrefillCells) -> Group:
     return Group("prefill", tuple(dict.fromkeys(cells)), config.samples)
 
 
-def decode_groups(config: DecodeCells, capacity_tokens: int, reserve_tokens: int = 0) -> Iterator[Group]:
+def decode_groups(config: DecodeProfile, capacity_tokens: int, reserve_tokens: int = 0) -> Iterator[Group]:
     """A group per batch bin, as far as batch size and KV memory go, with room for further tokens of every request."""
     low, high = config.tokens_per_request
     need = low + reserve_tokens

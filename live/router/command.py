@@ -9,7 +9,6 @@ import logging
 import signal
 import sys
 from collections.abc import Callable, Coroutine, Sequence
-from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,8 +17,10 @@ from voltana.app.extras import require
 from voltana.errors import UserError
 from voltana.live.router.settings import RouterSettings
 from voltana.policies.balancers import RandomRouter, RoundRobin
+from voltana.policies.build import shipped
 from voltana.policies.ecoroute import EcoRoute
 from voltana.prediction.ecopred import EcoPred
+from voltana.section import parse
 from voltana.state import Router, Slo
 
 if TYPE_CHECKING:
@@ -70,10 +71,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--itl-ms", type=float, help="inter-token latency objective, for ecoroute")
     parser.add_argument("--levels-mhz", type=int, nargs="+", help="clocks of the what-if, for ecoroute")
     parser.add_argument("--seed", type=int, default=0, help="for random")
-    for field in fields(RouterSettings):
-        option = "--" + field.name.replace("_", "-")
-        kind = {"int": int, "float": float, "str": str}[str(field.type)]
-        parser.add_argument(option, type=kind, default=field.default, help=f"default: {field.default}")
+    for name, field in RouterSettings.model_fields.items():
+        option, default = "--" + name.replace("_", "-"), field.default
+        parser.add_argument(option, type=type(default), default=default, help=f"default: {default}")
     return parser
 
 
@@ -81,7 +81,7 @@ async def _serve(arguments: argparse.Namespace) -> None:
     from voltana.live.router.fleet import Backend
     from voltana.live.router.server import RouterServer
 
-    settings = RouterSettings(**{field.name: getattr(arguments, field.name) for field in fields(RouterSettings)})
+    settings = parse(RouterSettings, {name: getattr(arguments, name) for name in RouterSettings.model_fields})
     router = RouterServer(
         [_prefill(text) for text in arguments.prefill],
         [Backend(url) for url in arguments.decode],
@@ -126,4 +126,6 @@ def _ecoroute(arguments: argparse.Namespace) -> Router:
             raise UserError(f"--{option.replace('_', '-')}: missing; ecoroute needs it")
     levels: Sequence[int] = arguments.levels_mhz
     predictor = EcoPred.load(arguments.predictor)
-    return EcoRoute(Slo(0.0, arguments.itl_ms / 1000), sorted(levels), predictor, levels_mhz=levels)
+    return EcoRoute(
+        Slo(0.0, arguments.itl_ms / 1000), sorted(levels), predictor, **shipped("router/ecoroute", levels_mhz=levels)
+    )

@@ -91,10 +91,10 @@ def replay(
 
     import uvloop
 
-    from voltana.app.config import parse
     from voltana.live.run.config import LiveConfig, check
     from voltana.live.run.session import LiveRun
     from voltana.live.run.view import View
+    from voltana.section import parse
 
     config = check(parse(LiveConfig, values))
     about, arriving_s = _arriving(config)

@@ -9,9 +9,11 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from voltana import checks
-from voltana.app.config import Part, RunConfig, Seconds, Section
+from voltana.app.config import RunConfig
+from voltana.app.serving import Part
 from voltana.errors import UserError
 from voltana.live.router.settings import RouterSettings
+from voltana.section import Seconds, Section
 
 TokenId = Annotated[int, Field(ge=0, strict=True)]
 
@@ -27,7 +29,7 @@ class LiveConfig(RunConfig):
 
     servers: Part
     control: Part
-    router: Part
+    router: RouterSettings
     client: ClientConfig
     drain_s: Seconds
 
@@ -45,20 +47,6 @@ def check(config: LiveConfig) -> LiveConfig:
         found = f"{config.serving.latency_noise:g}"
         raise UserError(f"serving.latency_noise: found {found}, allowed: 0; live servers have noise of their own")
     return config
-
-
-def router_settings(part: Part) -> RouterSettings:
-    """The section `router`.
-
-    Raises:
-        UserError: an unknown key or a bad value.
-    """
-    known = RouterSettings.__dataclass_fields__
-    for key in part:
-        if key not in known:
-            raise UserError(f"router.{key}: unknown key, allowed: {', '.join(known)}")
-    with of_section("router"):
-        return RouterSettings(**part)
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from voltana.live.servers.emulated.cluster import EmulatedCluster
 from voltana.live.servers.sglang.environment import Environment
 from voltana.live.servers.sglang.flags import Device
 from voltana.live.servers.sglang.launch import SglangServers
-from voltana.sim.plant.build import build_plant, kv_tokens
+from voltana.sim.plant.build import build_plant, decode_limits
 
 OnExit = Callable[[str, str], None]
 WATCH_EVERY_S = 1.0
@@ -71,16 +71,14 @@ class EmulatedFleet:
         """See `Fleet`."""
         serving, cluster = config.serving, config.cluster
         plant = {"gpu": config.gpu, "model": config.model, "engine": serving.engine}
-        decode = serving.decode.model_dump()
-        decode["kv_tokens"] = None if decode["kv_tokens"] == "auto" else decode["kv_tokens"]
         settings = {
             **self._settings,
             "settle_s": config.actuation.settle_s,
-            "prefill": serving.prefill.model_dump(),
-            "decode": decode,
-            "link": cluster.link.model_dump(),
+            "prefill": serving.prefill,
+            "decode": serving.decode,
+            "link": cluster.link,
         }
-        kv_tokens(config, build_plant(config))
+        decode_limits(serving.decode, build_plant(config))
         servers = EmulatedCluster(cluster.prefill_instances, cluster.decode_instances, plant, settings, on_exit)
         with of_section("servers"):
             servers.check()

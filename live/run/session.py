@@ -29,7 +29,7 @@ from voltana.live.gpus.owned import OwnedGpus
 from voltana.live.router.command import tune_gc
 from voltana.live.router.fleet import Backend
 from voltana.live.router.server import RouterServer
-from voltana.live.run.config import LiveConfig, router_settings
+from voltana.live.run.config import LiveConfig
 from voltana.live.run.fleet import Fleet, names_of
 from voltana.live.run.load import Order
 from voltana.live.run.recorder import LiveRecorder
@@ -43,7 +43,7 @@ from voltana.prediction.cache import AUTO, load_predictor, predictor_file
 from voltana.prediction.ecopred import EcoPred
 from voltana.record import RecordWriter, claim
 from voltana.record.provenance import dependencies, provenance
-from voltana.sim.plant.build import build_plant, gpus_per_host, kv_tokens
+from voltana.sim.plant.build import build_plant, decode_limits, gpus_per_host
 from voltana.sim.serving.profiling import measured
 from voltana.state import LoadSnapshot
 from voltana.traces.build import build_requests, foreseen
@@ -111,7 +111,7 @@ class LiveRun:
         self._names = names_of(config)
         self._fleet: Fleet = instantiate(config.servers)
         self._control: Control = instantiate(config.control)
-        self._settings = router_settings(config.router)
+        self._settings = config.router
         self._requests = build_requests(config)
         self._happened = _Happened()
         self._gpus: Gpus | None = None
@@ -249,7 +249,7 @@ class LiveRun:
         offers = Offers(
             clocks_mhz=lambda: list(gpus.clocks_mhz) or plant.gpu.clocks(),
             power_limits_w=lambda: gpus.power_limits_w or own,
-            kv_capacity_tokens=lambda: kv_tokens(config, plant),
+            kv_capacity_tokens=lambda: decode_limits(config.serving.decode, plant).kv_tokens,
             predictor=cache(self._predictor),
         )
         return build_bundle(config, offers)

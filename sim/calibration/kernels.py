@@ -12,7 +12,7 @@ import math
 import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache, partial
 from operator import methodcaller
 from pathlib import Path
@@ -24,6 +24,7 @@ from scipy.optimize import least_squares
 
 from voltana import conf
 from voltana.errors import UserError
+from voltana.section import parse
 from voltana.sim.calibration import table as calibrate_table
 from voltana.sim.plant import EngineSpec, GpuSpec, ModelSpec, Plant
 from voltana.sim.plant.operators import Operators, Work
@@ -95,13 +96,13 @@ def read(data: Path, name: str) -> list[Row]:
 
 def load_gpu() -> GpuSpec:
     """The shipped GPU."""
-    return GpuSpec.from_mapping(yaml.safe_load(GPU_FILE.read_text()))
+    return parse(GpuSpec, yaml.safe_load(GPU_FILE.read_text()), "gpu")
 
 
 @lru_cache
 def load_model(name: str) -> ModelSpec:
     """A shipped model."""
-    return ModelSpec.from_mapping(yaml.safe_load((CONF / "model" / f"{name}.yaml").read_text()))
+    return parse(ModelSpec, yaml.safe_load((CONF / "model" / f"{name}.yaml").read_text()), "model")
 
 
 # Operator tables
@@ -223,7 +224,7 @@ EAGER = EngineSpec(cuda_graph=False, eager_launch_s=34e-6)
 @lru_cache(maxsize=16)
 def a800_plant(gpu: GpuSpec) -> Plant:
     """Qwen3-32B on one GPU under the eager engine."""
-    return Plant(gpu, replace(load_model("qwen3_32b"), tp=1), EAGER)
+    return Plant(gpu, load_model("qwen3_32b").but(tp=1), EAGER)
 
 
 @lru_cache(maxsize=4096)
@@ -289,7 +290,7 @@ def fit(gpu: GpuSpec, keys: Sequence[str], weighted: Iterable[tuple[float, Seque
 
     def spec(logs: Iterable[float]) -> GpuSpec:
         values = {key: v * math.exp(x) for key, v, x in zip(keys, start, logs, strict=True)}
-        return replace(gpu, **values)  # type: ignore[arg-type]
+        return gpu.but(**values)
 
     def residuals(logs: Array) -> Array:
         candidate = spec(logs)
@@ -316,7 +317,7 @@ def fit_power(gpu: GpuSpec, data: Path) -> tuple[GpuSpec, Line]:
     fitted = (clock - clock.min()) / gpu.clock_step_mhz % 2 == 0
 
     def spec(x: Array) -> GpuSpec:
-        return replace(gpu, base_w=float(x[0]), knee_mhz=float(x[2]), voltage_ratio=float(x[3]))
+        return gpu.but(base_w=float(x[0]), knee_mhz=float(x[2]), voltage_ratio=float(x[3]))
 
     def errors(x: Array) -> Array:
         law = spec(x)
@@ -339,7 +340,7 @@ def fit_power(gpu: GpuSpec, data: Path) -> tuple[GpuSpec, Line]:
     line = Line("power, 25 applications (rms)", int(fitted.sum()), rms[0], int((~fitted).sum()), rms[1])
     top = np.mean([float(r["rate"]) for r in read_rates(data, "stream") if float(r["sm_app_clock"]) >= 1110])
     busy = float(np.mean(dram[(names == "stream") & (clock >= 1110)]))
-    return replace(spec(x), dram_j_per_byte=float(x[1]) * busy / (float(top) * 1e9)), line
+    return spec(x).but(dram_j_per_byte=float(x[1]) * busy / (float(top) * 1e9)), line
 
 
 def read_rates(data: Path, application: str) -> list[Row]:
@@ -366,7 +367,7 @@ def fit_bandwidth(gpu: GpuSpec, data: Path) -> tuple[GpuSpec, Line]:
         float(error[~fitted].mean()),
     )
     curve = tuple((float(f), round(float(v), 4)) for f, v in zip(knots, values, strict=True))
-    return replace(gpu, bandwidth_curve=curve), line
+    return gpu.but(bandwidth_curve=curve), line
 
 
 def dgemm_line(data: Path) -> Line:
@@ -405,7 +406,7 @@ def a800_sets(layers: Sequence[Sample]) -> list[tuple[float, list[Sample]]]:
 def rounded(gpu: GpuSpec) -> GpuSpec:
     """Four digits: what the YAML keeps."""
     values = {key: float(f"{v:.4g}") for key, v in vars(gpu).items() if isinstance(v, float)}
-    return replace(gpu, **values)  # type: ignore[arg-type]
+    return gpu.but(**values)
 
 
 def error_lines(gpu: GpuSpec, samples: Sequence[Sample]) -> list[Line]:

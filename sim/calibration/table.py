@@ -13,7 +13,7 @@ import json
 import math
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,6 +26,7 @@ from voltana.app.cli import explain
 from voltana.errors import UserError
 from voltana.files import write_whole
 from voltana.prediction.profile import Sample, read_profile
+from voltana.section import parse
 from voltana.sim.plant import EngineSpec, GpuSpec, ModelSpec, Plant
 from voltana.sim.run.compose import compose_sim
 
@@ -160,15 +161,15 @@ def load_setup(table: Table, base: str, model: str | None) -> tuple[GpuSpec, Set
         values = compose_sim(f"gpu={base}", *([f"model={model}"] if model else []))
     except HydraException as error:
         raise UserError(explain(error)) from error
-    gpu = GpuSpec.from_mapping(values["gpu"])
+    gpu = parse(GpuSpec, values["gpu"], "gpu")
     if not table.about:
         return gpu, Setup(
-            ModelSpec.from_mapping(values["model"]), EngineSpec.from_mapping(values["serving"]["engine"]), True
+            parse(ModelSpec, values["model"], "model"), parse(EngineSpec, values["serving"]["engine"], "engine"), True
         )
     rest = {key: values["model"][key] for key in ("slo", "token_scale")}
     batches = tuple(table.about.get("graph_batches", ()))
     engine = EngineSpec(cuda_graph=bool(batches), graph_batches=batches, mem_fraction=1.0)
-    return gpu, Setup(ModelSpec.from_mapping({**rest, **table.about["model"]}), engine, False)
+    return gpu, Setup(parse(ModelSpec, {**rest, **table.about["model"]}, "model"), engine, False)
 
 
 def described(base: GpuSpec, name: str, about: Mapping[str, Any]) -> GpuSpec:
@@ -182,8 +183,7 @@ def described(base: GpuSpec, name: str, about: Mapping[str, Any]) -> GpuSpec:
     sms = card.get("sm_count") or base.sm_count
     limit = card.get("power_limit_w") or base.power_limit_w
     stretch, wider, hungrier = max(clocks) / base.clock_max_mhz, sms / base.sm_count, limit / base.power_limit_w
-    gpu = replace(
-        base,
+    gpu = base.but(
         name=name,
         clock_min_mhz=int(min(clocks)),
         clock_max_mhz=int(max(clocks)),
@@ -205,9 +205,7 @@ def described(base: GpuSpec, name: str, about: Mapping[str, Any]) -> GpuSpec:
         return gpu
     clock, best = max((int(clock), rate) for clock, rate in rates.items())
     per_cycle = best["flop_per_s"] / (sms * clock * 1e6)
-    return replace(
-        gpu, flops_per_cycle=float(2 ** math.ceil(math.log2(per_cycle))), dram_bytes_per_s=best["bytes_per_s"]
-    )
+    return gpu.but(flops_per_cycle=float(2 ** math.ceil(math.log2(per_cycle))), dram_bytes_per_s=best["bytes_per_s"])
 
 
 # Fitting
@@ -274,7 +272,7 @@ def _moved(gpu: GpuSpec, keys: Sequence[str], logs: Array) -> GpuSpec:
     values = {key: _scale(gpu, key) * math.exp(x) for key, x in zip(keys, logs.tolist(), strict=True)}
     if "voltage_ratio" in values:
         values["voltage_ratio"] += 1.0
-    return replace(gpu, **values)  # type: ignore[arg-type]
+    return gpu.but(**values)
 
 
 def _scale(gpu: GpuSpec, key: str) -> float:
@@ -310,7 +308,7 @@ def _computed(gpu: GpuSpec, rows: Sequence[Sample], setup: Setup, idle_w: Mappin
 def predict(gpu: GpuSpec, rows: Sequence[Sample], setup: Setup) -> list[tuple[float, float]]:
     """Seconds and joules of each row on a plant of this GPU."""
     if not setup.all_reduce:
-        gpu = replace(gpu, link_latency_s=0.0, link_bytes_per_s=1e30)
+        gpu = gpu.but(link_latency_s=0.0, link_bytes_per_s=1e30)
     plant = Plant(gpu, setup.model, setup.engine)
     found = []
     for s in rows:
@@ -367,9 +365,8 @@ def gpu_yaml(fitted: Fitted, errors: Sequence[Errors], table: Table, base: str) 
         f"# Measured at {', '.join(map(str, clocks))} MHz{'; ' if facts else ''}{', '.join(facts)}.",
         "# Meaning and unit of each key: sim/plant/gpu.py. The number after +- is one standard deviation.",
     ]
-    for field in fields(fitted.gpu):
-        value = getattr(fitted.gpu, field.name)
-        lines.append(f"{field.name}: {_shown(value)}  # {_origin(field.name, fitted, table, base)}")
+    for key, value in vars(fitted.gpu).items():
+        lines.append(f"{key}: {_shown(value)}  # {_origin(key, fitted, table, base)}")
     lines += ["", *(f"# {row}" for row in error_table(errors).splitlines())]
     return "\n".join(lines) + "\n"
 

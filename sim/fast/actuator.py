@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from voltana.app.serving import Actuation
 from voltana.sim.fast.events import Events, Turns
 from voltana.sim.fast.instance import FastInstance
-from voltana.sim.serving.limits import Actuation, Setting
+from voltana.sim.serving.limits import Setting
 from voltana.state import Decision
 
 
@@ -53,5 +54,5 @@ class FastActuator:
             if self._driving:
                 self._host.take(self._call)
 
-        call_s = self._delays.call_s(self._gpus, self._driven, setting)
+        call_s = self._delays.call_s(self._gpus, setting.calls_from(self._driven))
         self._events.at(self._events.now + call_s, returned)

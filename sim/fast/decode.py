@@ -15,11 +15,11 @@ from heapq import heappop, heappush
 from itertools import count
 from typing import Any, NamedTuple
 
+from voltana.app.serving import DecodeLimits
 from voltana.dispatch import Standing
 from voltana.sim.fast.instance import FastInstance
 from voltana.sim.plant import Step
 from voltana.sim.serving.job import Job
-from voltana.sim.serving.limits import DecodeLimits
 from voltana.sim.serving.views import Views, answers
 from voltana.state import Decision, LoadSnapshot, Phase
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from voltana.app.serving import PrefillLimits
 from voltana.dispatch import Standing
 from voltana.sim.fast.instance import FastInstance
 from voltana.sim.plant import Step
 from voltana.sim.serving.job import Job
-from voltana.sim.serving.limits import PrefillLimits
 from voltana.sim.serving.prefill_queue import PrefillQueue
 from voltana.sim.serving.views import Views
 from voltana.state import Decision, LoadSnapshot, Phase

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from functools import lru_cache
+from typing import Any
 
 from voltana.app.config import PlantConfig, RunConfig
+from voltana.app.serving import DecodeLimits, DecodeServing
 from voltana.errors import UserError
+from voltana.section import parse
 from voltana.sim.plant.engine import EngineSpec
 from voltana.sim.plant.gpu import GpuSpec
 from voltana.sim.plant.model import ModelSpec
@@ -19,27 +23,33 @@ def build_plant(config: PlantConfig) -> Plant:
     Raises:
         UserError: a bad key or value in `gpu`, `model` or `serving.engine`, or weights that leave no room for KV.
     """
-    return _plant(json.dumps([config.gpu, config.model, config.serving.engine], sort_keys=True))
+    return _remembered(json.dumps([config.gpu, config.model, config.serving.engine], sort_keys=True))
 
 
 @lru_cache(maxsize=4)
-def _plant(sections: str) -> Plant:
-    gpu, model, engine = json.loads(sections)
-    return Plant(GpuSpec.from_mapping(gpu), ModelSpec.from_mapping(model), EngineSpec.from_mapping(engine))
+def _remembered(sections: str) -> Plant:
+    return plant_of(*json.loads(sections))
 
 
-def kv_tokens(config: PlantConfig, plant: Plant) -> int:
-    """KV tokens that a decode instance holds.
+def plant_of(gpu: Mapping[str, Any], model: Mapping[str, Any], engine: Mapping[str, Any]) -> Plant:
+    """A plant of its own from the three sections.
 
     Raises:
-        UserError: `serving.decode.kv_tokens` is more than GPU memory leaves.
+        UserError: as `build_plant`.
     """
-    asked, room = config.serving.decode.kv_tokens, plant.kv_capacity_tokens
-    if asked == "auto":
-        return room
-    if asked > room:
-        raise UserError(f"serving.decode.kv_tokens: found {asked}, allowed: up to {room}, what GPU memory leaves")
-    return asked
+    return Plant(parse(GpuSpec, gpu, "gpu"), parse(ModelSpec, model, "model"), parse(EngineSpec, engine, "engine"))
+
+
+def decode_limits(section: DecodeServing, plant: Plant, key: str = "serving.decode") -> DecodeLimits:
+    """What bounds the batches of a decode instance.
+
+    Raises:
+        UserError: `kv_tokens` is more than GPU memory leaves.
+    """
+    asked, room = section.kv_tokens, plant.kv_capacity_tokens
+    if asked != "auto" and asked > room:
+        raise UserError(f"{key}.kv_tokens: found {asked}, allowed: up to {room}, what GPU memory leaves")
+    return section.within(room if asked == "auto" else asked)
 
 
 def gpus_per_host(config: RunConfig, plant: Plant) -> int:

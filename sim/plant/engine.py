@@ -1,11 +1,14 @@
 """The serving engine: what it adds to the bare work of the GPU, each effect with a neutral default."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, Self
+from itertools import pairwise
+from typing import Annotated
 
-from voltana.errors import UserError
-from voltana.sim.plant import checks
+from pydantic import field_validator
+
+from voltana.section import Count, Flag, Section, between
+
+HostTime = Annotated[float, between(0, 10)]
+Factor = Annotated[float, between(0.05, 20)]
 
 
 def sglang_graph_batches(cap: int) -> tuple[int, ...]:
@@ -14,53 +17,39 @@ def sglang_graph_batches(cap: int) -> tuple[int, ...]:
     return tuple(size for size in sizes if size <= cap)
 
 
-@dataclass(frozen=True)
-class EngineSpec:
-    """The engine as plain numbers. The defaults: SGLang on an 80 GB GPU, kernels as fast as the tables have them."""
+class EngineSpec(Section):
+    """`serving.engine`. The defaults: SGLang on an 80 GB GPU, kernels as fast as the tables have them."""
 
-    cuda_graph: bool = True
+    cuda_graph: Flag = True
     """Decode runs from CUDA graphs: no launch gaps, but a batch is padded to a captured size."""
-    graph_batches: tuple[int, ...] = sglang_graph_batches(256)
+    graph_batches: tuple[Count, ...] = sglang_graph_batches(256)
     """Captured batch sizes, rising; a larger batch runs eagerly, without padding."""
-    mem_fraction: float = 0.85
+    mem_fraction: Annotated[float, between(0.01, 1)] = 0.85
     """Share of GPU memory for weights and KV cache."""
-    host_prefill_s: float = 0.0
+    host_prefill_s: HostTime = 0.0
     """Time per prefill iteration in which the GPU waits for the scheduler (no overlap), at idle power."""
-    host_request_s: float = 0.0
+    host_request_s: HostTime = 0.0
     """The same for every request of a prefill iteration: tokens in, cache laid out and sent, answer out."""
-    host_decode_s: float = 0.0
+    host_decode_s: HostTime = 0.0
     """The same as `host_prefill_s` per decode iteration."""
-    prefill_slowdown: float = 1.0
+    prefill_slowdown: Factor = 1.0
     """Prefill kernels: the part that scales with the clock takes so many times as long, at equal power."""
-    decode_slowdown: float = 1.0
+    decode_slowdown: Factor = 1.0
     """The same for decode kernels; it makes decode more sensitive to the clock."""
-    prefill_activity: float = 1.0
+    prefill_activity: Factor = 1.0
     """Dynamic power of SMs and memory in prefill relative to the calibrated GPU: another die, other data, other
     kernels."""
-    decode_activity: float = 1.0
+    decode_activity: Factor = 1.0
     """The same in decode."""
-    eager_launch_s: float = 0.0
+    eager_launch_s: HostTime = 0.0
     """Host time to launch a kernel outside a CUDA graph; a block of kernels takes at least the sum of its launches."""
 
+    @field_validator("graph_batches")
     @classmethod
-    def from_mapping(cls, mapping: Mapping[str, Any]) -> Self:
-        """Build from the `engine` section of a configuration."""
-        return checks.build(cls, "engine", mapping)
-
-    def __post_init__(self) -> None:
-        if not isinstance(self.cuda_graph, bool):
-            raise UserError(f"engine.cuda_graph: found {self.cuda_graph!r}; allowed: true, false")
-        for key in ("host_prefill_s", "host_request_s", "host_decode_s", "eager_launch_s"):
-            checks.number(f"engine.{key}", getattr(self, key), 0.0, 10.0)
-        for key in ("prefill_slowdown", "decode_slowdown", "prefill_activity", "decode_activity"):
-            checks.number(f"engine.{key}", getattr(self, key), 0.05, 20.0)
-        checks.number("engine.mem_fraction", self.mem_fraction, 0.01, 1.0)
-        batches = tuple(self.graph_batches)
-        for size in batches:
-            checks.count("engine.graph_batches", size)
-        if list(batches) != sorted(set(batches)):
-            raise UserError(f"engine.graph_batches: found {batches}; allowed: rising batch sizes")
-        object.__setattr__(self, "graph_batches", batches)
+    def _rising(cls, sizes: tuple[int, ...]) -> tuple[int, ...]:
+        if any(a >= b for a, b in pairwise(sizes)):
+            raise ValueError("rising batch sizes")
+        return sizes
 
     def captured(self, batch_size: int) -> bool:
         """Whether a decode batch of this size runs from a CUDA graph."""

@@ -1,12 +1,13 @@
 """The GPU: which clocks it has, how its rates follow the clock, and what it draws."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, Self
+from typing import Annotated
 
-from voltana.errors import UserError
-from voltana.sim.plant import checks
+from pydantic import ValidationInfo, field_validator
+
+from voltana.section import Count, NonNegative, Positive, Section, between
+
+Share = Annotated[float, between(0.01, 1)]
 
 SHARPNESS = 4.0
 """Exponent of `smooth_max`: how well compute and memory traffic overlap (4: at equal times 19 % over the larger)."""
@@ -20,9 +21,8 @@ def smooth_max(first: float, second: float) -> float:
     return float((first**SHARPNESS + second**SHARPNESS) ** (1.0 / SHARPNESS))
 
 
-@dataclass(frozen=True)
-class GpuSpec:
-    """One GPU as plain numbers; `conf/gpu/*.yaml` names the source of each.
+class GpuSpec(Section):
+    """`gpu`: one GPU; `conf/gpu/*.yaml` names the source of each.
 
     Power at SM clock f (W), after the CMOS law with the voltage flat up to a knee and linear above::
 
@@ -33,71 +33,75 @@ class GpuSpec:
     """
 
     name: str
-    clock_min_mhz: int
-    clock_max_mhz: int
-    clock_step_mhz: int
-    memory_gib: float
-    power_limit_w: float
+    clock_min_mhz: Count
+    clock_max_mhz: Count
+    clock_step_mhz: Count
+    memory_gib: Positive
+    power_limit_w: Positive
     """Above it the GPU lowers its own clock."""
-    power_limit_min_w: float
+    power_limit_min_w: Positive
     """The lowest limit it can be set to."""
-    base_w: float
+    base_w: Positive
     """Draw that no clock changes: leakage, memory refresh, board."""
-    idle_w: float
+    idle_w: NonNegative
     """Clock tree of an idle GPU with a CUDA context, at the highest clock."""
-    tensor_w: float
-    stream_w: float
-    dram_j_per_byte: float
-    knee_mhz: float
-    voltage_ratio: float
+    tensor_w: NonNegative
+    stream_w: NonNegative
+    dram_j_per_byte: NonNegative
+    knee_mhz: Positive
+    voltage_ratio: Annotated[float, between(1, 3)]
     """V(f_max) / V(knee)."""
-    sm_count: int
-    flops_per_cycle: float
+    sm_count: Count
+    flops_per_cycle: Positive
     """Dense 16-bit tensor FLOP that one SM does in a cycle (data sheet)."""
-    tensor_efficiency: float
+    tensor_efficiency: Share
     """Share of it that a GEMM reaches with very large tiles."""
-    tile_overhead: float
+    tile_overhead: NonNegative
     """GEMM slow-down by small tiles: ``1 + tile_overhead * (1/rows + 1/columns of the tile)``."""
-    dram_bytes_per_s: float
+    dram_bytes_per_s: Positive
     """Bandwidth that weight and KV reads reach at high clocks."""
-    load_bytes_per_cycle: float
+    load_bytes_per_cycle: Positive
     """Bytes all SMs together can request in a cycle: what bounds bandwidth at low clocks."""
-    bandwidth_curve: tuple[tuple[float, float], ...]
+    bandwidth_curve: tuple[tuple[Positive, Positive], ...]
     """(clock MHz, share of `dram_bytes_per_s`): linear between points and down to zero, flat above the last."""
-    kernel_s: float
+    kernel_s: NonNegative
     """Start and tail of a GEMM or attention kernel in a CUDA graph."""
-    elementwise_s: float
+    elementwise_s: NonNegative
     """The same for a norm, activation or rotary kernel."""
-    attention_unit_cycles: float
+    attention_unit_cycles: NonNegative
     """Decode attention: SM cycles per (request, KV head), whatever the context."""
-    attention_split_cycles: float
+    attention_split_cycles: NonNegative
     """Decode attention: further cycles per (request, KV head) once long contexts are split over SMs."""
-    attention_efficiency: float
+    attention_efficiency: Share
     """Decode attention: share of the bandwidth it reaches on long contexts with all SMs busy."""
-    prefill_attention_efficiency: float
+    prefill_attention_efficiency: Share
     """Prefill attention: share of the tensor peak."""
-    link_latency_s: float
-    link_bytes_per_s: float
+    link_latency_s: NonNegative
+    link_bytes_per_s: Positive
     """All-reduce of n GPUs over s bytes: ``link_latency_s + 2 (n - 1) / n * s / link_bytes_per_s``."""
 
+    @field_validator("clock_max_mhz")
     @classmethod
-    def from_mapping(cls, mapping: Mapping[str, Any]) -> Self:
-        """Build from the `gpu` section of a configuration."""
-        return checks.build(cls, "gpu", mapping)
+    def _above_the_lowest(cls, clock_mhz: int, others: ValidationInfo) -> int:
+        lowest = others.data.get("clock_min_mhz", clock_mhz)
+        if clock_mhz < lowest:
+            raise ValueError(f"from gpu.clock_min_mhz = {lowest}")
+        return clock_mhz
 
-    def __post_init__(self) -> None:
-        for key in ("clock_min_mhz", "clock_max_mhz", "clock_step_mhz", "sm_count"):
-            checks.count(f"gpu.{key}", getattr(self, key))
-        for key in _POSITIVE:
-            checks.positive(f"gpu.{key}", getattr(self, key))
-        for key in _NON_NEGATIVE:
-            checks.number(f"gpu.{key}", getattr(self, key), 0.0)
-        for key in ("tensor_efficiency", "attention_efficiency", "prefill_attention_efficiency"):
-            checks.number(f"gpu.{key}", getattr(self, key), 0.01, 1.0)
-        checks.number("gpu.clock_max_mhz", self.clock_max_mhz, self.clock_min_mhz)
-        checks.number("gpu.knee_mhz", self.knee_mhz, self.clock_min_mhz, self.clock_max_mhz - 1)
-        checks.number("gpu.voltage_ratio", self.voltage_ratio, 1.0, 3.0)
-        object.__setattr__(self, "bandwidth_curve", _curve(self.bandwidth_curve))
+    @field_validator("knee_mhz")
+    @classmethod
+    def _within_the_clocks(cls, clock_mhz: float, others: ValidationInfo) -> float:
+        low, high = (others.data.get(f"clock_{end}_mhz") for end in ("min", "max"))
+        if low and high and not low <= clock_mhz <= high - 1:
+            raise ValueError(f"{low} to {high - 1}, below the highest clock")
+        return clock_mhz
+
+    @field_validator("bandwidth_curve")
+    @classmethod
+    def _rises(cls, curve: tuple[tuple[float, float], ...]) -> tuple[tuple[float, float], ...]:
+        if not curve or curve[-1][1] > 1 or any(a[0] >= b[0] or a[1] > b[1] for a, b in pairwise(curve)):
+            raise ValueError("rising pairs [clock MHz, share up to 1]")
+        return curve
 
     def clocks(self) -> tuple[int, ...]:
         """Supported SM clocks in MHz, rising."""
@@ -136,40 +140,3 @@ class GpuSpec:
     def idle_power_w(self, clock_mhz: float) -> float:
         """Power with a CUDA context loaded and nothing running, W."""
         return self.base_w + self.idle_w * self.dynamic_scale(clock_mhz)
-
-
-_POSITIVE = [
-    "memory_gib",
-    "power_limit_w",
-    "power_limit_min_w",
-    "base_w",
-    "flops_per_cycle",
-    "dram_bytes_per_s",
-    "load_bytes_per_cycle",
-    "link_bytes_per_s",
-]
-_NON_NEGATIVE = [
-    "idle_w",
-    "tensor_w",
-    "stream_w",
-    "dram_j_per_byte",
-    "tile_overhead",
-    "kernel_s",
-    "elementwise_s",
-    "attention_unit_cycles",
-    "attention_split_cycles",
-    "link_latency_s",
-]
-
-
-def _curve(points: object) -> tuple[tuple[float, float], ...]:
-    """Check the bandwidth curve: clocks and shares both rise, shares end at 1."""
-    try:
-        curve = tuple((float(clock), float(share)) for clock, share in points)  # type: ignore[attr-defined]
-        rising = all(a[0] < b[0] and a[1] <= b[1] for a, b in pairwise(curve))
-        good = bool(curve) and rising and curve[0][0] > 0 and curve[0][1] > 0 and curve[-1][1] <= 1
-    except (TypeError, ValueError):
-        good = False
-    if not good:
-        raise UserError(f"gpu.bandwidth_curve: found {points!r}; allowed: rising pairs [clock MHz, share up to 1]")
-    return curve

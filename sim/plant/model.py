@@ -1,55 +1,48 @@
 """The model: an architecture, from which all its work and memory follow."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, Self
+from pydantic import ValidationInfo, field_validator
 
-from voltana.errors import UserError
-from voltana.sim.plant import checks
+from voltana.section import Count, Flag, Positive, Section
 
 
-@dataclass(frozen=True)
-class ModelSpec:
-    """A dense decoder-only transformer with grouped-query attention and a gated feed-forward block."""
+class ModelSpec(Section):
+    """`model`: a dense decoder-only transformer with grouped-query attention and a gated feed-forward block."""
 
     name: str
-    layers: int
-    hidden: int
-    ffn: int
+    layers: Count
+    hidden: Count
+    ffn: Count
     """Width of the feed-forward block."""
-    heads: int
-    kv_heads: int
-    head_dim: int
-    vocab: int
-    tp: int
+    heads: Count
+    kv_heads: Count
+    head_dim: Count
+    vocab: Count
+    tp: Count
     """GPUs of a tensor-parallel group, one instance."""
-    slo: Mapping[str, float]
+    slo: dict[str, Positive]
     """Default objectives: `ttft_ms`, `itl_ms`."""
-    token_scale: float
+    token_scale: Positive
     """Tokens of this model's tokenizer per token of the embedded traces' tokenizer."""
-    dtype_bytes: int = 2
-    tied_embeddings: bool = False
+    dtype_bytes: Count = 2
+    tied_embeddings: Flag = False
     """The output projection shares the input embedding's weights."""
-    qk_norm: bool = False
+    qk_norm: Flag = False
     """Queries and keys are normalised per head."""
 
+    @field_validator("kv_heads", "tp")
     @classmethod
-    def from_mapping(cls, mapping: Mapping[str, Any]) -> Self:
-        """Build from the `model` section of a configuration."""
-        return checks.build(cls, "model", mapping)
+    def _divides_heads(cls, value: int, others: ValidationInfo) -> int:
+        heads = others.data.get("heads", value)
+        if heads % value:
+            raise ValueError(f"a divisor of model.heads = {heads}")
+        return value
 
-    def __post_init__(self) -> None:
-        for key in ("layers", "hidden", "ffn", "heads", "kv_heads", "head_dim", "vocab", "tp", "dtype_bytes"):
-            checks.count(f"model.{key}", getattr(self, key))
-        checks.positive("model.token_scale", self.token_scale)
-        if self.heads % self.kv_heads:
-            raise UserError(f"model.kv_heads: found {self.kv_heads}; allowed: a divisor of model.heads={self.heads}")
-        if self.heads % self.tp:
-            raise UserError(f"model.tp: found {self.tp}; allowed: a divisor of model.heads={self.heads}")
-        if not isinstance(self.slo, Mapping) or set(self.slo) != {"ttft_ms", "itl_ms"}:
-            raise UserError(f"model.slo: found {self.slo!r}; allowed: a mapping with ttft_ms and itl_ms")
-        for key, value in self.slo.items():
-            checks.positive(f"model.slo.{key}", value)
+    @field_validator("slo")
+    @classmethod
+    def _both_objectives(cls, slo: dict[str, float]) -> dict[str, float]:
+        if set(slo) != {"ttft_ms", "itl_ms"}:
+            raise ValueError("a mapping with ttft_ms and itl_ms")
+        return slo
 
     @property
     def gpu_heads(self) -> int:

@@ -12,7 +12,8 @@ from collections.abc import Callable, Generator
 
 import simpy
 
-from voltana.sim.serving.limits import Actuation, Setting
+from voltana.app.serving import Actuation
+from voltana.sim.serving.limits import Setting
 from voltana.state import Decision
 
 
@@ -72,7 +73,7 @@ class Actuator:
             with self._host.request() as turn:
                 yield turn
                 setting = self.commanded
-                yield self._env.timeout(self._delays.call_s(self._gpus, self._driven, setting))
+                yield self._env.timeout(self._delays.call_s(self._gpus, setting.calls_from(self._driven)))
             self._driven = setting
             self._env.process(self._settle(setting))
         self._driving = False

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from functools import cache, cached_property
 from pathlib import Path
 
 from voltana.app.bundle import Offers, build_bundle
+from voltana.app.serving import DecodeLimits
 from voltana.prediction.cache import load_predictor, predictor_file
 from voltana.prediction.ecopred import EcoPred
 from voltana.sim.plant import Plant
-from voltana.sim.plant.build import build_plant, gpus_per_host, kv_tokens
+from voltana.sim.plant.build import build_plant, decode_limits, gpus_per_host
 from voltana.sim.run.config import SimConfig
-from voltana.sim.serving.limits import Actuation, DecodeLimits, FrontEnd, LinkSpec, PrefillLimits
 from voltana.sim.serving.noise import latency_noise, length_predictor
 from voltana.sim.serving.profiling import measured
-from voltana.sim.serving.sensor import SensorSpec
 from voltana.sim.serving.spec import ClusterSpec, Drift
 from voltana.sim.serving.truth import Truth
 from voltana.traces import RequestStream
@@ -46,30 +44,31 @@ class RunBuilder:
         bundle = build_bundle(config, self.offers)
         return ClusterSpec(
             plant=self.plant,
-            prefill_limits=PrefillLimits(**serving.prefill.model_dump()),
-            decode_limits=DecodeLimits(serving.decode.max_requests, self._capacity, serving.decode.reserve_tokens),
-            link=LinkSpec(**config.cluster.link.model_dump()),
-            actuation=Actuation(config.actuation.block_s, config.actuation.settle_s),
+            prefill_limits=serving.prefill,
+            decode_limits=self._decode_limits,
+            link=config.cluster.link,
+            actuation=config.actuation,
             gpus_per_host=gpus_per_host(config, self.plant),
             prefill_controllers=bundle.prefill_controllers,
             decode_controllers=bundle.decode_controllers,
             prefill_router=bundle.prefill_router,
             decode_router=bundle.decode_router,
             noise=lambda name: latency_noise(config.seed, name, serving.latency_noise),
-            sensor=SensorSpec(config.sensor.period_s, config.sensor.window_s, config.sensor.error, config.seed),
+            sensor=config.sensor,
+            seed=config.seed,
             expected_tokens=length_predictor(config.seed, serving.length_error),
             drift=self._drift(),
-            front_end=FrontEnd(**config.front_end.model_dump(exclude={"name"})),
+            front_end=config.front_end,
         )
 
     @cached_property
-    def _capacity(self) -> int:
-        return kv_tokens(self._config, self.plant)
+    def _decode_limits(self) -> DecodeLimits:
+        return decode_limits(self._config.serving.decode, self.plant)
 
     @cached_property
     def offers(self) -> Offers:
         """What policies may ask for."""
-        gpu, capacity = self.plant.gpu, self._capacity
+        gpu, capacity = self.plant.gpu, self._decode_limits.kv_tokens
         return Offers(
             clocks_mhz=gpu.clocks,
             power_limits_w=lambda: (gpu.power_limit_min_w, gpu.power_limit_w),
@@ -88,9 +87,8 @@ class RunBuilder:
         drift, gpu, engine = self._config.drift, self.plant.gpu, self.plant.engine
         if drift.at_s is None:
             return None
-        slow = replace(
-            engine,
+        slow = engine.but(
             prefill_slowdown=engine.prefill_slowdown * drift.slowdown,
             decode_slowdown=engine.decode_slowdown * drift.slowdown,
         )
-        return Drift(drift.at_s, Plant(replace(gpu, base_w=gpu.base_w + drift.base_w), self.plant.model, slow))
+        return Drift(drift.at_s, Plant(gpu.but(base_w=gpu.base_w + drift.base_w), self.plant.model, slow))

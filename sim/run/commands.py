@@ -141,8 +141,9 @@ def profile_plant(values: dict[str, Any], out: Path) -> None:
         values: the resolved configuration of voltana-profile.
         out: the table to write.
     """
-    from voltana.app.config import PlantConfig, parse
+    from voltana.app.config import PlantConfig
     from voltana.prediction.profile import write_profile
+    from voltana.section import parse
     from voltana.sim.plant.build import build_plant
     from voltana.sim.serving import profiling
 

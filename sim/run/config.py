@@ -6,9 +6,10 @@ from typing import Annotated, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
-from voltana.app.config import Part, PlantConfig, RunConfig, Seconds, Section, parse
-
-__all__ = ["DriftConfig", "PlantConfig", "SimConfig", "parse"]
+from voltana.app.config import RunConfig
+from voltana.app.serving import Part
+from voltana.section import NonNegative, Seconds, Section
+from voltana.sim.serving.limits import FrontEnd
 
 
 class DriftConfig(Section):
@@ -16,24 +17,15 @@ class DriftConfig(Section):
 
     name: str
     at_s: Seconds | None
-    slowdown: Annotated[float, Field(gt=0, le=10)]
-    base_w: Annotated[float, Field(ge=0, allow_inf_nan=False)]
-
-
-class FrontEndConfig(Section):
-    """`front_end`."""
-
-    name: str
-    leg_s: Seconds
-    stall_s: Seconds
-    stall_legs: Annotated[int, Field(ge=1, strict=True)] | None
+    slowdown: Annotated[float, Field(gt=0, le=10, strict=True)]
+    base_w: NonNegative
 
 
 class SimConfig(RunConfig):
     """The whole configuration of `voltana-sim`."""
 
     drift: DriftConfig
-    front_end: FrontEndConfig
+    front_end: FrontEnd
     engine: Literal["fast", "reference"]
     experiment: Part | None
     bound: bool

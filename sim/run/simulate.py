@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 from voltana.errors import PolicyError
 from voltana.record import RecordWriter, claim
 from voltana.record.provenance import dependencies, provenance
+from voltana.section import parse
 from voltana.sim.run.build import RunBuilder
-from voltana.sim.run.config import SimConfig, parse
+from voltana.sim.run.config import SimConfig
 from voltana.sim.serving.recorder import Recorder
 
 if TYPE_CHECKING:

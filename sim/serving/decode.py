@@ -10,10 +10,10 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 
+from voltana.app.serving import DecodeLimits
 from voltana.sim.plant import Plant, Step
 from voltana.sim.serving.instance import Instance, Occupancy
 from voltana.sim.serving.job import Job
-from voltana.sim.serving.limits import DecodeLimits
 from voltana.sim.serving.meter import Meter
 from voltana.sim.serving.views import Views, answers
 

@@ -82,7 +82,7 @@ class RequestFlow(ABC, Generic[AnyDriven]):
             Meter(instance_name(phase, number), phase, write_row) for phase, count in sides for number in range(count)
         ]
         """Of all instances, prefill first."""
-        self._sensors = PowerSensors(spec.sensor, [meter.name for meter in self.meters])
+        self._sensors = PowerSensors(spec.sensor, [meter.name for meter in self.meters], spec.seed)
         self._instances = [
             self._instance(index, meter, controller)
             for index, (meter, controller) in enumerate(zip(self.meters, spec.controllers, strict=True))

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from voltana.app.serving import PrefillLimits
 from voltana.sim.plant import Plant, Step
 from voltana.sim.serving.instance import Instance, Occupancy
 from voltana.sim.serving.job import Job
-from voltana.sim.serving.limits import PrefillLimits
 from voltana.sim.serving.meter import Meter
 from voltana.sim.serving.prefill_queue import PrefillQueue
 from voltana.sim.serving.views import Views

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections import deque
 from typing import NamedTuple
 
+from voltana.app.serving import PrefillLimits
 from voltana.sim.serving.job import Job
-from voltana.sim.serving.limits import PrefillLimits
 from voltana.sim.serving.views import Views, prompts
 
 

@@ -8,23 +8,14 @@ exactly; only policies see sensors.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from random import Random
 
+from voltana.app.serving import Sensor
 
-@dataclass(frozen=True, slots=True)
-class SensorSpec:
-    """How a power sensor measures."""
 
-    period_s: float
-    window_s: float
-    error: float
-    """Largest relative error of a sensor; each has one of its own for the whole run."""
-    seed: int = 0
-
-    def gain(self, name: str) -> float:
-        """The factor by which the sensor of an instance is off."""
-        return Random(f"{self.seed} sensor {name}").uniform(1 - self.error, 1 + self.error)
+def gain(sensor: Sensor, name: str, seed: int) -> float:
+    """The factor by which the sensor of an instance is off in a run of this seed."""
+    return Random(f"{seed} sensor {name}").uniform(1 - sensor.error, 1 + sensor.error)
 
 
 class PowerSensors:
@@ -32,11 +23,12 @@ class PowerSensors:
 
     Args:
         names: of the instances; energies and readings are in their order.
+        seed: of the run.
     """
 
-    def __init__(self, spec: SensorSpec, names: Sequence[str]) -> None:
-        self._gains = [spec.gain(name) for name in names]
-        self._window_s = spec.window_s
+    def __init__(self, sensor: Sensor, names: Sequence[str], seed: int) -> None:
+        self._gains = [gain(sensor, name, seed) for name in names]
+        self._window_s = sensor.window_s
         self._opened_j = [0.0] * len(names)
         self.readings_w: list[float | None] = [None] * len(names)
         """Published last; None before the first."""

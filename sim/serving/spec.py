@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 
+from voltana.app.serving import Actuation, DecodeLimits, Link, PrefillLimits, Sensor
 from voltana.sim.plant import Plant
 from voltana.sim.serving.job import Job
-from voltana.sim.serving.limits import Actuation, DecodeLimits, FrontEnd, LinkSpec, PrefillLimits
-from voltana.sim.serving.sensor import SensorSpec
+from voltana.sim.serving.limits import FrontEnd
 from voltana.sim.serving.truth import Knows, Truth
 from voltana.state import FrequencyController, RequestInfo, Router
 from voltana.traces import Request
@@ -25,20 +25,22 @@ class ClusterSpec:
     plant: Plant
     prefill_limits: PrefillLimits
     decode_limits: DecodeLimits
-    link: LinkSpec
+    link: Link
     actuation: Actuation
     gpus_per_host: int
     prefill_controllers: Sequence[FrequencyController]
     decode_controllers: Sequence[FrequencyController]
     prefill_router: Router
     decode_router: Router
+    sensor: Sensor
+    seed: int
+    """Of the sensors' errors."""
+    front_end: FrontEnd
     noise: Callable[[str], Callable[[], float] | None] = lambda _: None
     """For the name of an instance, what draws the factors on its latencies."""
-    sensor: SensorSpec = field(default=SensorSpec(period_s=0.1, window_s=0.1, error=0.0))
     expected_tokens: Callable[[Request], float] = lambda request: request.output_tokens
     """What a length predictor tells of a request."""
     drift: Drift | None = None
-    front_end: FrontEnd = field(default_factory=FrontEnd)
 
     @property
     def controllers(self) -> Sequence[FrequencyController]:

@@ -263,8 +263,9 @@ def find(values: Mapping[str, Any], tolerance: float, target: float | None, lowe
     Raises:
         UserError: something in the configuration is wrong, or no clock is that high.
     """
+    from voltana.section import parse
     from voltana.sim.plant.build import build_plant
-    from voltana.sim.run.config import SimConfig, parse
+    from voltana.sim.run.config import SimConfig
 
     supported = build_plant(parse(SimConfig, values)).gpu.clocks()
     clocks = [clock for clock in supported if clock >= lowest_mhz]

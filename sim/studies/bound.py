@@ -57,7 +57,6 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from functools import lru_cache
 from itertools import pairwise
 from typing import Any, NamedTuple
@@ -66,9 +65,11 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import ConfigDict
 
-from voltana.app.config import ClusterConfig, PlantConfig, parse
+from voltana.app.config import PlantConfig
+from voltana.app.serving import ClusterConfig
 from voltana.errors import UserError
 from voltana.record import COMPLETED, RunRecord, find_records, replace_summary
+from voltana.section import parse
 from voltana.sim.plant import Plant
 from voltana.sim.plant.build import build_plant
 from voltana.sim.plant.decode import CHORD_GRID
@@ -333,7 +334,7 @@ def _maximise(function: Callable[[float, float], float], start: tuple[float, flo
 
 def _without_launches(plant: Plant) -> Plant:
     """The plant whose kernels never wait for their launches, which only saves time."""
-    return Plant(plant.gpu, plant.model, replace(plant.engine, eager_launch_s=0.0))
+    return Plant(plant.gpu, plant.model, plant.engine.but(eager_launch_s=0.0))
 
 
 # Records

@@ -21,6 +21,8 @@ from voltana.app.cli import hydra_command
 from voltana.app.terminal import plain_console
 from voltana.errors import UserError
 from voltana.files import write_whole
+from voltana.policies.build import shipped
+from voltana.section import parse
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -99,7 +101,7 @@ def power_limits_w(values: Mapping[str, Any]) -> tuple[float, float]:
     """Lowest and highest cap that the configured GPU takes."""
     from voltana.sim.plant import GpuSpec
 
-    gpu = GpuSpec.from_mapping(values["gpu"])
+    gpu = parse(GpuSpec, values["gpu"], "gpu")
     return gpu.power_limit_min_w, gpu.power_limit_w
 
 
@@ -108,7 +110,10 @@ def run_trial(values: Mapping[str, Any], folder: Path, cap_w: float | None) -> T
     from voltana.sim.run.simulate import simulate
 
     static = {"_target_": "voltana.policies.static.StaticClock", "clock_mhz": "max"}
-    capped = {"_target_": "voltana.policies.power_cap.PowerCap", "cap_w": cap_w, "releases": False}
+    capped = {
+        "_target_": "voltana.policies.power_cap.PowerCap",
+        **shipped("frequency/power_cap", cap_w=cap_w, releases=False),
+    }
     policy = {
         **values["policy"],
         "name": "uncapped" if cap_w is None else f"cap_{cap_w:g}W",

@@ -19,9 +19,10 @@ from typing import Any, NamedTuple
 
 from voltana import conf
 from voltana.record import RecordWriter
+from voltana.section import parse
 from voltana.sim.run.build import RunBuilder
 from voltana.sim.run.compose import compose_sim
-from voltana.sim.run.config import SimConfig, parse
+from voltana.sim.run.config import SimConfig
 from voltana.sim.run.simulate import engine, rare_garbage_collection
 from voltana.sim.serving.recorder import Recorder
 from voltana.state import Decision, InstanceLoad, LoadSnapshot, RequestInfo

@@ -81,9 +81,10 @@ def simulate_in_a_process(*overrides: str) -> Cost:
 def simulation_cpu_s(*overrides: str) -> float:
     """CPU seconds from the first arrival to the last row handed to the writer, in a process that has run it before."""
     from voltana.record import RecordWriter
+    from voltana.section import parse
     from voltana.sim.run.build import RunBuilder
     from voltana.sim.run.compose import compose_sim
-    from voltana.sim.run.config import SimConfig, parse
+    from voltana.sim.run.config import SimConfig
     from voltana.sim.run.simulate import engine, rare_garbage_collection
     from voltana.sim.serving.recorder import Recorder
 

@@ -1,7 +1,8 @@
 import simpy
 
+from voltana.app.serving import Actuation
 from voltana.sim.reference.actuator import Actuator
-from voltana.sim.serving.limits import Actuation, Setting
+from voltana.sim.serving.limits import Setting
 from voltana.state import Decision
 
 
@@ -11,10 +12,9 @@ class Bench:
     def __init__(self, block_s: float = 0.003, settle_s: float = 0.010, gpus: int = 1, count: int = 1) -> None:
         self.env = simpy.Environment()
         self.log: list[tuple[float, int, int]] = []
+        delays = Actuation(name="", block_s=block_s, settle_s=settle_s)
         host = simpy.Resource(self.env)
-        self.actuators = [
-            Actuator(self.env, host, Actuation(block_s, settle_s), gpus, self._note(index)) for index in range(count)
-        ]
+        self.actuators = [Actuator(self.env, host, delays, gpus, self._note(index)) for index in range(count)]
         for actuator in self.actuators:
             actuator.start_at(Decision(1410))
         self.log.clear()

@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 from voltana.record import RecordWriter, RunRecord
+from voltana.section import parse
 from voltana.sim.run.build import RunBuilder
-from voltana.sim.run.config import SimConfig, parse
+from voltana.sim.run.config import SimConfig
 from voltana.sim.run.simulate import engine
 from voltana.sim.serving.recorder import Recorder
 from voltana.state import InstanceLoad, RequestInfo

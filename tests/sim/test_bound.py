@@ -15,10 +15,11 @@ from hypothesis import strategies as st
 from voltana import conf
 from voltana.errors import UserError
 from voltana.record import SUMMARY, RunRecord
+from voltana.section import parse
 from voltana.sim.plant import Plant
 from voltana.sim.plant.build import build_plant
 from voltana.sim.run.compose import compose_sim
-from voltana.sim.run.config import SimConfig, parse
+from voltana.sim.run.config import SimConfig
 from voltana.sim.run.simulate import simulate
 from voltana.sim.run.worker import run_job
 from voltana.sim.studies.bound import (

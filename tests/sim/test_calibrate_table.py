@@ -3,7 +3,6 @@
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +12,7 @@ import yaml
 import voltana.sim.calibration.kernels
 from voltana.errors import UserError
 from voltana.prediction.profile import Sample, write_profile
+from voltana.section import parse
 from voltana.sim.calibration.table import BASE, POWER, TIME, Setup, Table, calibrate, described, gpu_yaml, predict
 from voltana.sim.plant import EngineSpec, GpuSpec, ModelSpec, Plant
 from voltana.sim.run.compose import compose_sim
@@ -32,10 +32,10 @@ OTHER = {
 }
 """How the true GPU differs from the base."""
 CONFIG = compose_sim(f"gpu={BASE}", "model=llama31_8b")
-BASE_GPU = GpuSpec.from_mapping(CONFIG["gpu"])
-TRUTH = replace(BASE_GPU, name="truth", **OTHER)  # type: ignore[arg-type]
+BASE_GPU = parse(GpuSpec, CONFIG["gpu"], "gpu")
+TRUTH = BASE_GPU.but(name="truth", **OTHER)  # type: ignore[arg-type]
 BATCHES = tuple(CONFIG["serving"]["engine"]["graph_batches"])
-SETUP = Setup(ModelSpec.from_mapping(CONFIG["model"]), EngineSpec(graph_batches=BATCHES), all_reduce=True)
+SETUP = Setup(parse(ModelSpec, CONFIG["model"], "model"), EngineSpec(graph_batches=BATCHES), all_reduce=True)
 
 
 def loads() -> list[tuple[str, int, int]]:
@@ -73,7 +73,7 @@ def worst(gpu: GpuSpec, clocks: Sequence[int]) -> tuple[float, float]:
 
 
 def test_one_clock_gives_that_clock_back_and_no_more() -> None:
-    fitted, errors = calibrate(replace(BASE_GPU, name="x"), Table("t.csv", profile([1410]), {}), SETUP)
+    fitted, errors = calibrate(BASE_GPU.but(name="x"), Table("t.csv", profile([1410]), {}), SETUP)
     for line in errors:
         assert line.held_out is not None and line.held_out < 0.02
     time, energy = worst(fitted.gpu, [1410])
@@ -87,7 +87,7 @@ def test_one_clock_gives_that_clock_back_and_no_more() -> None:
 
 def test_several_clocks_give_the_law_of_power() -> None:
     rows = profile([705, 1005, 1200, 1410])[::2]
-    fitted, _ = calibrate(replace(BASE_GPU, name="x"), Table("t.csv", rows, {}), SETUP)
+    fitted, _ = calibrate(BASE_GPU.but(name="x"), Table("t.csv", rows, {}), SETUP)
     for clock in (855, 1305):  # neither was in the table
         time, energy = worst(fitted.gpu, [clock])
         assert time < 0.015 and energy < 0.015
@@ -114,13 +114,13 @@ def test_a_card_describes_itself() -> None:
     assert (gpu.sm_count, gpu.memory_gib, gpu.power_limit_w) == (132, 139.8, 700.0)
     assert gpu.flops_per_cycle == 4096.0
     assert gpu.dram_bytes_per_s == 4.1e12
-    assert described(BASE_GPU, "same", {}) == replace(BASE_GPU, name="same")
+    assert described(BASE_GPU, "same", {}) == BASE_GPU.but(name="same")
 
 
 def test_the_yaml_is_the_gpu() -> None:
-    fitted, errors = calibrate(replace(BASE_GPU, name="mine"), Table("t.csv", profile([1410]), {}), SETUP)
+    fitted, errors = calibrate(BASE_GPU.but(name="mine"), Table("t.csv", profile([1410]), {}), SETUP)
     text = gpu_yaml(fitted, errors, Table("t.csv", profile([1410]), {}), BASE)
-    read = GpuSpec.from_mapping(yaml.safe_load(text))
+    read = parse(GpuSpec, yaml.safe_load(text), "gpu")
     assert read.name == "mine"
     for key in (*TIME, *POWER):
         assert getattr(read, key) == pytest.approx(getattr(fitted.gpu, key), rel=1e-3)
@@ -156,7 +156,7 @@ def test_from_table_to_simulation(
     assert "decode energy" in capsys.readouterr().out
     text = (folder / "gpu" / "mine.yaml").read_text()
     assert text.startswith("# NVIDIA Truth: fitted to mine.csv")
-    fitted = GpuSpec.from_mapping(yaml.safe_load(text))
+    fitted = parse(GpuSpec, yaml.safe_load(text), "gpu")
     assert fitted.idle_power_w(1410) == pytest.approx(TRUTH.idle_power_w(1410), rel=0.05)
     time, energy = worst(fitted, [1410])
     assert time < 0.04 and energy < 0.03

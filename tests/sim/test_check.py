@@ -11,7 +11,8 @@ import pytest
 import voltana.sim.studies.check.command
 from voltana import conf
 from voltana.errors import UserError
-from voltana.sim.studies.check.config import CheckConfig, parse
+from voltana.section import parse
+from voltana.sim.studies.check.config import CheckConfig
 from voltana.sim.studies.check.histories import World, record_worlds
 from voltana.sim.studies.check.policy import check_policy
 

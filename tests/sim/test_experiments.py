@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 import yaml
 
+from voltana.section import parse
 from voltana.sim.run.build import RunBuilder
 from voltana.sim.run.compose import compose_sim
-from voltana.sim.run.config import SimConfig, parse
+from voltana.sim.run.config import SimConfig
 
 PRESETS = sorted((Path(__file__).parents[2] / "conf" / "experiment").glob("*.yaml"))
 

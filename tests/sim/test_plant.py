@@ -1,6 +1,5 @@
 """The plant: golden numbers, its lines, its refusals."""
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +7,7 @@ import pytest
 import yaml
 
 from voltana.errors import UserError
+from voltana.section import parse
 from voltana.sim.plant import EngineSpec, GpuSpec, ModelSpec, Plant
 from voltana.sim.plant.operators import gemm_waves
 
@@ -19,8 +19,8 @@ def section(group: str, name: str) -> dict[str, Any]:
     return values
 
 
-GPU = GpuSpec.from_mapping(section("gpu", "a100_sxm4_80g_calibrated"))
-LLAMA = ModelSpec.from_mapping(section("model", "llama31_8b"))
+GPU = parse(GpuSpec, section("gpu", "a100_sxm4_80g_calibrated"), "gpu")
+LLAMA = parse(ModelSpec, section("model", "llama31_8b"), "model")
 EAGER = EngineSpec(cuda_graph=False, eager_launch_s=34e-6)
 
 
@@ -30,7 +30,7 @@ def whole(n: int) -> float:
 
 @pytest.mark.parametrize("name", [path.stem for path in sorted((CONF / "model").glob("*.yaml"))])
 def test_every_shipped_model_runs_from_its_architecture(name: str) -> None:
-    plant = Plant(GPU, ModelSpec.from_mapping(section("model", name)), EngineSpec())
+    plant = Plant(GPU, parse(ModelSpec, section("model", name), "model"), EngineSpec())
     assert plant.kv_capacity_tokens > 100_000
     assert 0.001 < plant.decode(8, 4000, 1410).duration_s < 0.1
     assert 0.01 < plant.prefill(1, 1000, whole(1000), 1410).duration_s < 1.0
@@ -41,8 +41,8 @@ def test_golden_sizes() -> None:
     plant = Plant(GPU, LLAMA, EngineSpec())
     assert plant.kv_bytes_per_token == 131_072
     assert plant.kv_capacity_tokens == int((0.85 * 80 * 2**30 - 2 * 8_029_995_008) / 131_072)
-    assert ModelSpec.from_mapping(section("model", "qwen3_32b")).parameters() == pytest.approx(32.8e9, rel=0.01)
-    assert ModelSpec.from_mapping(section("model", "ministral_3b")).parameters() == pytest.approx(3.316e9, rel=0.001)
+    assert parse(ModelSpec, section("model", "qwen3_32b"), "model").parameters() == pytest.approx(32.8e9, rel=0.01)
+    assert parse(ModelSpec, section("model", "ministral_3b"), "model").parameters() == pytest.approx(3.316e9, rel=0.001)
 
 
 def test_golden_steps() -> None:
@@ -82,15 +82,13 @@ def test_prefill_throttles_at_the_power_limit() -> None:
     assert 1200 < step.clock_mhz < 1410
     assert (
         step.duration_s
-        > Plant(replace(GPU, power_limit_w=1000), LLAMA, EngineSpec())
-        .prefill(4, 8192, 4 * whole(2048), 1410)
-        .duration_s
+        > Plant(GPU.but(power_limit_w=1000), LLAMA, EngineSpec()).prefill(4, 8192, 4 * whole(2048), 1410).duration_s
     )
     assert plant.prefill(4, 8192, 4 * whole(2048), 1005).clock_mhz == 1005
 
 
 def test_a_power_limit_below_the_lowest_clock_is_given_up() -> None:
-    step = Plant(replace(GPU, power_limit_w=50), LLAMA, EngineSpec()).prefill(1, 512, whole(512), 1410)
+    step = Plant(GPU.but(power_limit_w=50), LLAMA, EngineSpec()).prefill(1, 512, whole(512), 1410)
     assert step.clock_mhz == 210
     assert step.power_w > 50
 
@@ -158,7 +156,7 @@ def test_engine_effects_have_their_meaning() -> None:
 
 
 def test_tensor_parallel_group_counts_every_gpu() -> None:
-    pair = Plant(GPU, replace(LLAMA, tp=2), EngineSpec())
+    pair = Plant(GPU, LLAMA.but(tp=2), EngineSpec())
     single = Plant(GPU, LLAMA, EngineSpec())
     assert pair.idle_power_w(1005) == 2 * single.idle_power_w(1005)
     assert single.decode(64, 30_000, 1005).duration_s / pair.decode(64, 30_000, 1005).duration_s > 1.3
@@ -179,7 +177,7 @@ def test_tensor_parallel_group_counts_every_gpu() -> None:
 )
 def test_bad_value_is_named_in_one_line(spec: Any, group: str, name: str, key: str, value: object) -> None:
     with pytest.raises(UserError, match=rf"^{group}\.{key}\b.*allowed") as caught:
-        spec.from_mapping({**section(group, name), key: value})
+        parse(spec, {**section(group, name), key: value}, group)
     assert "\n" not in str(caught.value)
 
 
@@ -189,13 +187,13 @@ def test_bad_value_is_named_in_one_line(spec: Any, group: str, name: str, key: s
 )
 def test_bad_engine_value_is_named(key: str, value: object) -> None:
     with pytest.raises(UserError, match=rf"^engine\.{key}"):
-        EngineSpec.from_mapping({key: value})
+        parse(EngineSpec, {key: value}, "engine")
 
 
 def test_missing_key_and_too_large_a_model_are_named() -> None:
     values = section("gpu", "a100_sxm4_80g_calibrated")
     del values["base_w"]
     with pytest.raises(UserError, match=r"gpu\.base_w: missing"):
-        GpuSpec.from_mapping(values)
+        parse(GpuSpec, values, "gpu")
     with pytest.raises(UserError, match=r"model\.tp: found 1"):
-        Plant(GPU, replace(LLAMA, layers=400), EngineSpec())
+        Plant(GPU, LLAMA.but(layers=400), EngineSpec())

@@ -1,6 +1,5 @@
 """Laws of the plant: more load never takes less time, a higher clock never takes more, power keeps its limit."""
 
-from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -8,11 +7,12 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from voltana.section import parse
 from voltana.sim.plant import EngineSpec, GpuSpec, ModelSpec, Plant
 
 CONF = Path(__file__).parents[2] / "conf"
-GPU = GpuSpec.from_mapping(yaml.safe_load((CONF / "gpu" / "a100_sxm4_80g_calibrated.yaml").read_text()))
-LLAMA = ModelSpec.from_mapping(yaml.safe_load((CONF / "model" / "llama31_8b.yaml").read_text()))
+GPU = parse(GpuSpec, yaml.safe_load((CONF / "gpu" / "a100_sxm4_80g_calibrated.yaml").read_text()), "gpu")
+LLAMA = parse(ModelSpec, yaml.safe_load((CONF / "model" / "llama31_8b.yaml").read_text()), "model")
 CLOCKS = st.sampled_from(GPU.clocks())
 EXACT = 1.0 + 1e-9
 CHORD = 1.003
@@ -21,7 +21,7 @@ CHORD = 1.003
 
 @lru_cache
 def plant(kind: int) -> Plant:
-    model = replace(LLAMA, tp=2) if kind == 1 else LLAMA
+    model = LLAMA.but(tp=2) if kind == 1 else LLAMA
     engines = (
         EngineSpec(),
         EngineSpec(graph_batches=(8, 64, 512, 2048), prefill_slowdown=1.6, decode_slowdown=1.3, host_decode_s=0.002),

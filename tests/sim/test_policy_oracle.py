@@ -10,12 +10,14 @@ import pytest
 
 import voltana.policies.build
 from voltana import conf
+from voltana.policies.build import shipped
 from voltana.policies.oracle import Oracle
 from voltana.record import RunRecord
+from voltana.section import parse
 from voltana.sim.plant import Plant, Step
 from voltana.sim.plant.build import build_plant
 from voltana.sim.run.compose import compose_sim
-from voltana.sim.run.config import SimConfig, parse
+from voltana.sim.run.config import SimConfig
 from voltana.state import LoadSnapshot, Slo
 
 Run = Callable[..., RunRecord]
@@ -70,7 +72,13 @@ def test_on_the_real_plant_it_finds_the_least_energy_of_all_clocks(plants: list[
 
             steps = {clock: what_if(clock) for clock in plant.gpu.clocks()}
             spent = {clock: s.duration_s * (s.power_w - drawn_anyway_w) for clock, s in steps.items()}
-            policy = Oracle("decode", Slo(1.0, 0.1), plant.gpu.clocks(), Told(what_if), drawn_anyway_w=drawn_anyway_w)
+            policy = Oracle(
+                "decode",
+                Slo(1.0, 0.1),
+                plant.gpu.clocks(),
+                Told(what_if),
+                **shipped("frequency/oracle", drawn_anyway_w=drawn_anyway_w),
+            )
             chosen = policy.decide(LoadSnapshot(0.0, 1410, batch, kv_tokens, 0, 0, 0.0, 0.0, 1, 1)).clock_mhz
             fitting = [clock for clock, step in steps.items() if step.duration_s <= 0.1]
             if fitting:

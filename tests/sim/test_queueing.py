@@ -15,12 +15,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from voltana.app.serving import Actuation, DecodeLimits, Link, PrefillLimits, Sensor
 from voltana.policies.balancers import RoundRobin
 from voltana.record import RecordWriter, RunRecord
 from voltana.sim.fast import FastCluster
 from voltana.sim.plant import DecodeLine, Plant, Step
 from voltana.sim.reference.cluster import Cluster
-from voltana.sim.serving.limits import Actuation, DecodeLimits, LinkSpec, PrefillLimits
+from voltana.sim.serving.limits import FrontEnd
 from voltana.sim.serving.recorder import Recorder
 from voltana.sim.serving.spec import ClusterSpec
 from voltana.state import Decision, LoadSnapshot, Slo
@@ -109,10 +110,13 @@ class TwoLengths:
 def cluster_of(plant: LinearPlant, **other: Any) -> ClusterSpec:
     """One prefill and one decode instance; prompts are prefilled one by one."""
     parts: dict[str, Any] = {
-        "prefill_limits": PrefillLimits(max_tokens=1 << 30, max_requests=1),
+        "prefill_limits": PrefillLimits(max_tokens=1 << 30, max_requests=1, chunk_tokens=None),
         "decode_limits": DecodeLimits(max_requests=1 << 30, kv_tokens=1 << 30, reserve_tokens=0),
-        "link": LinkSpec(latency_s=0.0, bytes_per_s=1e15, streams=1 << 30),
-        "actuation": Actuation(block_s=0.0, settle_s=0.0),
+        "link": Link(latency_s=0.0, bytes_per_s=1e15, streams=1 << 30),
+        "actuation": Actuation(name="", block_s=0.0, settle_s=0.0),
+        "sensor": Sensor(name="", period_s=0.1, window_s=0.1, error=0.0),
+        "seed": 0,
+        "front_end": FrontEnd(name="", leg_s=0.0, stall_s=0.0, stall_legs=None),
         "gpus_per_host": 8,
         "prefill_controllers": [HighestClock()],
         "decode_controllers": [HighestClock()],
@@ -297,8 +301,8 @@ def test_work_is_conserved(simulate: Callable[..., RunRecord], chunk_tokens: int
         plant,
         prefill_limits=PrefillLimits(max_tokens=2000, max_requests=2, chunk_tokens=chunk_tokens),
         decode_limits=DecodeLimits(max_requests=64, kv_tokens=30_000, reserve_tokens=200),
-        link=LinkSpec(latency_s=0.001, bytes_per_s=1e6, streams=2),
-        actuation=Actuation(block_s=0.003, settle_s=0.002),
+        link=Link(latency_s=0.001, bytes_per_s=1e6, streams=2),
+        actuation=Actuation(name="", block_s=0.003, settle_s=0.002),
         prefill_controllers=[FlickeringClock() for _ in range(2)],
         decode_controllers=[FlickeringClock() for _ in range(3)],
     )

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from voltana.policies.build import shipped
 from voltana.policies.ecofreq_online import EcoFreqOnline, LatencyRatio
 from voltana.prediction.ecopred import BIN_ENDS, EcoPred, Line, Plane
 from voltana.state import Decision, LoadSnapshot, Slo
@@ -20,8 +21,8 @@ PREDICTOR = EcoPred(
 
 
 def controller(phase: str = "decode", **parameters: object) -> EcoFreqOnline:
-    settings = {"levels_mhz": CLOCKS, "confidence": None, "memory_s": 1.0, "settle_s": 0.0} | parameters
-    return EcoFreqOnline(phase, SLO, CLOCKS, PREDICTOR, **settings)  # type: ignore[arg-type]
+    settings = {"levels_mhz": CLOCKS, "margin": 0.0, "confidence": None, "memory_s": 1.0, "settle_s": 0.0} | parameters
+    return EcoFreqOnline(phase, SLO, CLOCKS, PREDICTOR, **shipped("frequency/ecofreq_online", **settings))  # type: ignore[arg-type]
 
 
 class Server:

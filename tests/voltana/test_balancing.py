@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 from hypothesis import given
@@ -12,7 +13,12 @@ from voltana.policies.balancers import LeastRequests, LeastTokens, PowerOfTwo, T
 from voltana.state import InstanceLoad, RequestInfo, Router
 
 REQUEST = RequestInfo(7, 1.0, 1000)
-BALANCERS: list[Callable[[], Router]] = [LeastRequests, LeastTokens, lambda: PowerOfTwo(3), TileAware]
+BALANCERS: list[Callable[[], Router]] = [
+    LeastRequests,
+    LeastTokens,
+    lambda: PowerOfTwo(3),
+    partial(TileAware, tile=128),
+]
 
 
 def loads(*requests: int) -> list[InstanceLoad]:
@@ -32,7 +38,7 @@ def loads(*requests: int) -> list[InstanceLoad]:
         (TileAware(tile=8), loads(8, 17, 16), 1),  # full tiles are not open
         (TileAware(tile=8), loads(16, 8, 24), 1),  # none is open: fewest tiles
         (TileAware(tile=8), loads(16, 0, 3), 1),  # an empty instance is open, and has fewest tiles
-        (TileAware(), loads(127, 128), 0),
+        (TileAware(tile=128), loads(127, 128), 0),
     ],
 )
 def test_the_rule(router: Router, candidates: list[InstanceLoad], expected: int) -> None:

@@ -10,7 +10,15 @@ import pytest
 import voltana
 
 ROOT = Path(voltana.__file__).parents[1]
-BORDER = ("voltana.state", "voltana.dispatch", "voltana.errors", "voltana.checks", "voltana.files", "voltana.conf")
+BORDER = (
+    "voltana.section",
+    "voltana.state",
+    "voltana.dispatch",
+    "voltana.errors",
+    "voltana.checks",
+    "voltana.files",
+    "voltana.conf",
+)
 LIBRARY = {*BORDER, "voltana.policies", "voltana.prediction", "voltana.record", "voltana.app"}
 SIMULATOR = ("plant", "serving", "reference", "fast", "run", "studies", "calibration", "launcher")
 MAY_IMPORT = {

@@ -1,7 +1,9 @@
 """A policy gets what it asks for by name, its parameters from YAML, and every mistake is one line with its key."""
 
 import importlib
+import re
 from collections.abc import Callable, Iterator
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ from hydra.core.global_hydra import GlobalHydra
 from voltana import checks, conf
 from voltana.app.resolve import resolve
 from voltana.errors import PolicyError, UserError
-from voltana.policies.build import build_policy
+from voltana.policies.build import build_policy, shipped
 from voltana.prediction.ecopred import EcoPred
 from voltana.state import Decision, InstanceLoad, LoadSnapshot, RequestInfo, Slo
 
@@ -21,6 +23,7 @@ CONF = Path(next(iter(conf.__path__)))
 IDLE = LoadSnapshot(0.0, 1410, 0, 0, 0, 0, 0.0, 9.0, 0, 0)
 
 Offers = dict[str, Callable[[], Any]]
+SHIPPED = [path for group in ("frequency", "router") for path in sorted((CONF / group).glob("*.yaml"))]
 
 
 def options(group: str) -> list[str]:
@@ -137,7 +140,7 @@ def test_bad_input_of_an_offer_keeps_its_own_name() -> None:
     def missing_file() -> Any:
         raise UserError("ecopred.json: cannot be read")
 
-    config = {"_target_": "voltana.policies.ecoroute.EcoRoute"}
+    config = {"_target_": "voltana.policies.ecoroute.EcoRoute", **shipped("router/ecoroute")}
     offers = NOTHING | {"slo": lambda: Slo(1, 1), "clocks_mhz": lambda: (1005, 1410), "predictor": missing_file}
     with pytest.raises(UserError, match=r"^ecopred\.json: cannot be read$"):
         build_policy("policy.x", config, offers)
@@ -244,3 +247,24 @@ def test_every_rival_says_what_is_fitted_by_us() -> None:
     for target in rivals:
         module, _, name = target.rpartition(".")
         assert "**Fitted by us**" in str(getattr(importlib.import_module(module), name).__doc__), target
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_every_parameter_of_a_shipped_policy_has_one_default_its_files(path: Path) -> None:
+    """A constructor has none; the file has all of them and no other."""
+    parameters = shipped(f"{path.parent.name}/{path.stem}")
+    (target,) = set(re.findall(r"^_target_: (.*)$", "".join(f.read_text() for f in family(path)), re.MULTILINE))
+    module, _, name = target.rpartition(".")
+    own = [
+        p
+        for p in signature(getattr(importlib.import_module(module), name)).parameters.values()
+        if p.kind is p.KEYWORD_ONLY
+    ]
+    assert set(parameters) == {p.name for p in own}
+    assert [p.name for p in own if p.default is not p.empty] == []
+
+
+def family(path: Path) -> list[Path]:
+    """A file of `conf/` and those that it derives from."""
+    bases = [base for base in yaml.safe_load(path.read_text()).get("defaults", []) if base != "_self_"]
+    return [path, *(each for base in bases for each in family(path.with_name(f"{base}.yaml")))]

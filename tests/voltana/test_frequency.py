@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from voltana.errors import UserError
+from voltana.policies.build import shipped
 from voltana.policies.ecofreq import EcoFreq
 from voltana.policies.static import StaticClock
 from voltana.prediction.ecopred import BIN_ENDS, EcoPred, Line, Plane
@@ -29,7 +30,7 @@ IDLE = LIGHT._replace(batch_size=0, batch_tokens=0)
 
 
 def ecofreq(phase: Phase = "decode", predictor: EcoPred = HAND, **parameters: Any) -> EcoFreq:
-    return EcoFreq(phase, SLO, CLOCKS, predictor, **parameters)
+    return EcoFreq(phase, SLO, CLOCKS, predictor, **shipped("frequency/ecofreq", **{"margin": 0.0, **parameters}))
 
 
 def clock(controller: EcoFreq, load: LoadSnapshot = LIGHT, **changes: Any) -> int:

@@ -8,6 +8,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from voltana.errors import UserError
+from voltana.policies.build import shipped
 from voltana.policies.oracle import Oracle
 from voltana.state import LoadSnapshot, Phase, Slo
 
@@ -31,7 +32,7 @@ class Valley:
 
 
 def oracle(truth: Valley, phase: Phase = "decode", **parameters: Any) -> Oracle:
-    return Oracle(phase, SLO, CLOCKS, truth, **parameters)
+    return Oracle(phase, SLO, CLOCKS, truth, **shipped("frequency/oracle", **parameters))
 
 
 def snapshot(batch: int = 10, queued: int = 0, wait_s: float = 0.0) -> LoadSnapshot:

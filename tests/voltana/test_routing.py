@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from voltana.errors import UserError
 from voltana.policies.balancers import RandomRouter, RoundRobin, TileAware
+from voltana.policies.build import shipped
 from voltana.policies.ecoroute import EcoRoute, EcoRouteReleased
 from voltana.prediction.ecopred import BIN_ENDS, EcoPred, Line, Plane
 from voltana.state import InstanceLoad, RequestInfo, Router, Slo
@@ -31,15 +32,16 @@ STEPS = EcoPred(
     [Line(0, 0)] * 2,
     [[Plane(8e-3 + 1e-3 * -(-end // 128), a, b) for end in BIN_ENDS] for a, b in ((6e-5, 2.6e-7), (3e-5, 1.3e-7))],
 )
+RELEASED = "router/ecoroute_released"
 REQUEST = RequestInfo(7, 1.0, 1000)
 
 
 def ecoroute(**parameters: Any) -> EcoRoute:
-    return EcoRoute(SLO, CLOCKS, HAND, **parameters)
+    return EcoRoute(SLO, CLOCKS, HAND, **shipped("router/ecoroute", **{"margin": 0.0, **parameters}))
 
 
 def released(**parameters: Any) -> EcoRouteReleased:
-    return EcoRouteReleased(SLO, CLOCKS, HAND, **{"margin": 0.0, "tile": 8, **parameters})
+    return EcoRouteReleased(SLO, CLOCKS, HAND, **shipped(RELEASED, **{"objective_ms": None, "tile": 8, **parameters}))
 
 
 def state(requests: int, tokens: int = 0, clock_mhz: int = 1005) -> InstanceLoad:
@@ -145,7 +147,7 @@ def test_ecoroute_judges_the_state_with_the_request(parameters: dict[str, Any], 
 def test_below_one_tile_the_released_routers_take_the_least_clock_then_requests(
     make: type[Router], candidates: list[InstanceLoad], expected: int
 ) -> None:
-    router = released(tile=128) if make is EcoRouteReleased else TileAware()
+    router = released(tile=128) if make is EcoRouteReleased else TileAware(tile=128)
     assert [router.route(REQUEST, candidates) for _ in range(2)] == [expected] * 2
 
 
@@ -231,8 +233,8 @@ def drawn_states(draws: int, *, levels: tuple[int, ...]) -> Iterator[list[Instan
 
 
 def test_the_released_routers_are_the_written_rules_in_4000_states() -> None:
-    objective_s, tile_aware = 0.05, TileAware()
-    what_if = EcoRouteReleased(Slo(0.5, objective_s), CLOCKS, STEPS)
+    objective_s, tile_aware = 0.05, TileAware(tile=128)
+    what_if = EcoRouteReleased(Slo(0.5, objective_s), CLOCKS, STEPS, **shipped(RELEASED, objective_ms=None))
     answers = set()
     for candidates in drawn_states(4000, levels=(1005, 1095, 1200, 1305, 1410)):
         request = RequestInfo(0, 0.0, 1 + 7 * candidates[0].requests)

@@ -2,98 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Annotated, Any, Literal, Self, TypeVar
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field
 
-from voltana.errors import UserError
+from voltana.app.serving import Actuation, ClusterConfig, Part, Sensor, ServingConfig
+from voltana.section import Count, Positive, Section, Span, WholeNumber, between
 from voltana.state import Slo
-
-Count = Annotated[int, Field(ge=1, strict=True)]
-Tokens = Annotated[int, Field(ge=1, strict=True)]
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Seed = Annotated[int, Field(ge=0, strict=True)]
-Part = dict[str, Any]
-"""A section that is checked by what is built from it."""
-
-
-Model = TypeVar("Model", bound=BaseModel)
-
-
-class Section(BaseModel):
-    """Unknown keys are errors."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Link(Section):
-    """`cluster.link`."""
-
-    latency_s: Seconds
-    bytes_per_s: Positive
-    streams: Count
-
-
-class ClusterConfig(Section):
-    """`cluster`."""
-
-    name: str
-    prefill_instances: Count
-    decode_instances: Count
-    gpus_per_host: Count
-    link: Link
-
-
-class PrefillServing(Section):
-    """`serving.prefill`."""
-
-    max_tokens: Tokens
-    max_requests: Count
-    chunk_tokens: Tokens | None
-
-
-class DecodeServing(Section):
-    """`serving.decode`."""
-
-    max_requests: Count
-    reserve_tokens: Annotated[int, Field(ge=0, strict=True)]
-    kv_tokens: Tokens | Literal["auto"]
-
-
-class ServingConfig(Section):
-    """`serving`."""
-
-    name: str
-    prefill: PrefillServing
-    decode: DecodeServing
-    latency_noise: Annotated[float, Field(ge=0, le=0.5)]
-    length_error: Annotated[float, Field(ge=0, le=3)]
-    engine: Part
-
-
-class ActuationConfig(Section):
-    """`actuation`."""
-
-    name: str
-    block_s: Seconds
-    settle_s: Seconds
-
-
-class SensorConfig(Section):
-    """`sensor`."""
-
-    name: str
-    period_s: Positive
-    window_s: Positive
-    error: Annotated[float, Field(ge=0, le=0.5)]
-
-    @model_validator(mode="after")
-    def _window_in_period(self) -> Self:
-        if self.window_s > self.period_s:
-            raise ValueError(f"window_s up to period_s = {self.period_s:g}")
-        return self
 
 
 class SloConfig(Section):
@@ -131,29 +46,39 @@ class PolicyConfig(Section):
 class PrefillProfile(Section):
     """`profile.prefill`."""
 
-    tokens: tuple[Tokens, Tokens]
-    prompt_tokens: Tokens
-    samples: Annotated[int, Field(ge=4, strict=True)]
+    tokens: Span
+    """Range of batched prompt tokens."""
+    prompt_tokens: Count
+    """Of a prompt in those batches."""
+    samples: Annotated[int, between(4, 1 << 31)]
+    """Per clock; of GPUs that are measured at least so many, the rest of the time goes where the fit is worst."""
 
 
 class DecodeProfile(Section):
     """`profile.decode`."""
 
     max_batch: Count
-    tokens_per_request: tuple[Tokens, Tokens]
-    samples: Annotated[int, Field(ge=5, strict=True)]
+    tokens_per_request: Span
+    samples: Annotated[int, between(5, 1 << 31)]
+    """As in prefill, per batch bin of EcoPred."""
 
 
-class ProfileConfig(Section):
-    """`profile` of the plant; `voltana-profile` runs `_target_`, which other sources replace."""
+class Profile(Section):
+    """`profile`: what all sources have; `voltana-profile` runs `_target_`."""
 
     target: str = Field(default="", alias="_target_")
-    source: Literal["plant"]
-    clocks_mhz: Annotated[list[Count], Field(min_length=2)]
+    source: str
     prefill: PrefillProfile
     decode: DecodeProfile
-    noise: Annotated[float, Field(ge=0, le=0.5)]
-    seed: Seed
+    seed: WholeNumber
+
+
+class ProfileConfig(Profile):
+    """`profile` of the plant."""
+
+    source: Literal["plant"]
+    clocks_mhz: Annotated[list[Count], Field(min_length=2)]
+    noise: Annotated[float, between(0, 0.5)]
 
 
 class PlantConfig(Section):
@@ -169,8 +94,8 @@ class RunConfig(PlantConfig):
     """What a run is given in either world."""
 
     cluster: ClusterConfig
-    actuation: ActuationConfig
-    sensor: SensorConfig
+    actuation: Actuation
+    sensor: Sensor
     trace: Part
     arrival: Part
     slo: SloConfig
@@ -178,28 +103,5 @@ class RunConfig(PlantConfig):
     rps: Positive
     duration_s: Positive | None
     requests: Count | None
-    seed: Seed
+    seed: WholeNumber
     predictor: str
-
-
-def parse(kind: type[Model], values: Mapping[str, Any]) -> Model:
-    """Check a resolved configuration.
-
-    Raises:
-        UserError: names the first bad key, what was found and what is allowed.
-    """
-    try:
-        return kind.model_validate(values)
-    except ValidationError as error:
-        raise UserError(_explain(error)) from error
-
-
-def _explain(error: ValidationError) -> str:
-    first = error.errors(include_url=False)[0]
-    key = ".".join(str(part) for part in first["loc"] if not isinstance(part, str) or part.isidentifier())
-    if first["type"] == "extra_forbidden":
-        return f"{key}: unknown key"
-    if first["type"] == "missing":
-        return f"{key}: missing"
-    allowed = first["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
-    return f"{key}: found {first['input']!r}, allowed: {allowed}"

@@ -93,7 +93,7 @@ class TileAware:
 
     at_arrival = True
 
-    def __init__(self, *, tile: int = 128) -> None:
+    def __init__(self, *, tile: int) -> None:
         self._tile = int(checks.number("tile", tile, low=1))
 
     def route(self, request: RequestInfo, candidates: Sequence[InstanceLoad]) -> int:

@@ -12,7 +12,7 @@ A policy asks for what it needs by the names of its constructor's positional par
 
 and nothing else, so a policy cannot come to depend on a world. Only oracles ask for `truth`, what the batch about to
 run would really cost; the simulator offers it, a live world cannot. A policy's other parameters are keyword-only and
-come from its YAML file.
+come from its YAML file, which has their defaults: constructors of the shipped policies have none.
 """
 
 from __future__ import annotations
@@ -20,8 +20,12 @@ from __future__ import annotations
 import importlib
 import inspect
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
+import yaml
+
+from voltana import conf
 from voltana.errors import PolicyError, UserError, told
 
 
@@ -57,6 +61,20 @@ def build_policy(key: str, config: Mapping[str, Any], offers: Mapping[str, Calla
             f"{key}: the constructor of {path} raised {told(error, __file__)}, allowed: one that takes {parameters}"
         )
         raise PolicyError.raised(message, error, __file__) from error
+
+
+def shipped(choice: str, **changes: Any) -> dict[str, Any]:
+    """The parameters of a shipped policy, by default and with changes.
+
+    Args:
+        choice: its file below `conf/`, such as `frequency/ecofreq`.
+        changes: other values, by parameter.
+    """
+    group, _, name = choice.partition("/")
+    values = yaml.safe_load((Path(conf.__path__[0]) / group / f"{name}.yaml").read_text())
+    values.pop("_target_", None)
+    bases = [shipped(f"{group}/{base}") for base in values.pop("defaults", []) if base != "_self_"]
+    return {key: value for each in (*bases, values, changes) for key, value in each.items()}
 
 
 def _locate(key: str, path: object) -> Callable[..., Any]:

@@ -13,8 +13,6 @@ from voltana.policies.power_model import CubicPower
 from voltana.prediction.ecopred import EcoPred
 from voltana.state import Decision, LoadSnapshot, Slo
 
-LEVELS_MHZ = (810, 915, 1005, 1110, 1200, 1305, 1410)
-
 
 class Batch(NamedTuple):
     """Known requests that will run together."""
@@ -60,13 +58,13 @@ class DualScalePrefill:
         clocks_mhz: Sequence[int],
         predictor: EcoPred,
         *,
-        levels_mhz: Sequence[int] = LEVELS_MHZ,
-        horizon: int = 8,
-        max_batch_tokens: int = 16384,
-        margin: float = 0.0,
-        rate_window_s: float = 5.0,
-        static_share: float = 0.2,
-        idle_s: float = 5.0,
+        levels_mhz: Sequence[int],
+        horizon: int,
+        max_batch_tokens: int,
+        margin: float,
+        rate_window_s: float,
+        static_share: float,
+        idle_s: float,
     ) -> None:
         self._levels = checks.levels("levels_mhz", levels_mhz, clocks_mhz)
         self._horizon = int(checks.number("horizon", horizon, low=1, high=64))
@@ -192,10 +190,10 @@ class DualScaleDecode:
         predictor: EcoPred,
         kv_capacity_tokens: int,
         *,
-        levels_mhz: Sequence[int] = LEVELS_MHZ,
-        headroom: float = 0.05,
-        kv_high: float = 0.9,
-        idle_s: float = 5.0,
+        levels_mhz: Sequence[int],
+        headroom: float,
+        kv_high: float,
+        idle_s: float,
     ) -> None:
         self._levels = checks.levels("levels_mhz", levels_mhz, clocks_mhz)
         self._budget_s = slo.itl_s * (1 - checks.number("headroom", headroom, low=0, high=0.99))

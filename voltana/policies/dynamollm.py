@@ -49,10 +49,10 @@ class Window:
         clocks_mhz: Sequence[int],
         predictor: EcoPred,
         *,
-        levels_mhz: Sequence[int] = (1005, 1095, 1200, 1305, 1410),
-        interval_s: float = 5.0,
-        margin: float = 0.0,
-        static_share: float = 0.3,
+        levels_mhz: Sequence[int],
+        interval_s: float,
+        margin: float,
+        static_share: float,
     ) -> None:
         self._prefill = phase == "prefill"
         self._levels = checks.levels("levels_mhz", levels_mhz, clocks_mhz)

@@ -53,14 +53,14 @@ class EcoFreq:
         clocks_mhz: Sequence[int],
         predictor: EcoPred,
         *,
-        levels_mhz: Sequence[int] | str = (1005, 1410),
-        margin: float = 0.0,
-        objective_ms: float | None = None,
-        interval_s: float = 0.0,
-        rate_window_s: float = 1.0,
-        max_requests_per_s: float | None = None,
-        max_tokens_per_s: float | None = None,
-        idle_s: float = 5.0,
+        levels_mhz: Sequence[int] | str,
+        margin: float,
+        objective_ms: float | None,
+        interval_s: float,
+        rate_window_s: float,
+        max_requests_per_s: float | None,
+        max_tokens_per_s: float | None,
+        idle_s: float,
     ) -> None:
         self._levels = checks.levels("levels_mhz", levels_mhz, clocks_mhz)
         self._objective_s = checks.budget_s(slo.ttft_s if phase == "prefill" else slo.itl_s, margin, objective_ms)

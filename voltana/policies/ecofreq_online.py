@@ -85,17 +85,30 @@ class EcoFreqOnline(EcoFreq):
         clocks_mhz: Sequence[int],
         predictor: EcoPred,
         *,
-        levels_mhz: Sequence[int] | str = (1005, 1410),
-        margin: float = 0.0,
-        idle_s: float = 5.0,
-        memory_s: float = 5.0,
-        confidence: float | None = 0.9,
-        hold_s: float = 0.25,
-        settle_s: float = 0.05,
-        knee_mhz: int | None = None,
-        reserve: float = 0.0,
+        levels_mhz: Sequence[int] | str,
+        margin: float,
+        idle_s: float,
+        memory_s: float,
+        confidence: float | None,
+        hold_s: float,
+        settle_s: float,
+        knee_mhz: int | None,
+        reserve: float,
     ) -> None:
-        super().__init__(phase, slo, clocks_mhz, predictor, levels_mhz=levels_mhz, margin=margin, idle_s=idle_s)
+        super().__init__(
+            phase,
+            slo,
+            clocks_mhz,
+            predictor,
+            levels_mhz=levels_mhz,
+            margin=margin,
+            objective_ms=None,
+            interval_s=0.0,
+            rate_window_s=1.0,
+            max_requests_per_s=None,
+            max_tokens_per_s=None,
+            idle_s=idle_s,
+        )
         self._phase = phase
         self._predictor = predictor
         self._ratio = LatencyRatio(

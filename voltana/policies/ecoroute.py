@@ -121,10 +121,10 @@ class EcoRoute:
         clocks_mhz: Sequence[int],
         predictor: EcoPred,
         *,
-        levels_mhz: Sequence[int] | str = (1005, 1410),
-        margin: float = 0.0,
-        settled_tokens: float = 2,
-        growth_tokens: float = 50,
+        levels_mhz: Sequence[int] | str,
+        margin: float,
+        settled_tokens: float,
+        growth_tokens: float,
     ) -> None:
         budget_s = checks.budget_s(slo.itl_s, margin)
         self._space = _StateSpace(clocks_mhz, predictor, levels_mhz, budget_s, settled_tokens, growth_tokens)
@@ -184,12 +184,12 @@ class EcoRouteReleased:
         clocks_mhz: Sequence[int],
         predictor: EcoPred,
         *,
-        levels_mhz: Sequence[int] | str = (1005, 1095, 1200, 1305, 1410),
-        margin: float = 0.0,
-        objective_ms: float | None = None,
-        settled_tokens: float = 2,
-        growth_tokens: float = 50,
-        tile: int = 128,
+        levels_mhz: Sequence[int] | str,
+        margin: float,
+        objective_ms: float | None,
+        settled_tokens: float,
+        growth_tokens: float,
+        tile: int,
     ) -> None:
         budget_s = checks.budget_s(slo.itl_s, margin, objective_ms)
         self._space = _StateSpace(clocks_mhz, predictor, levels_mhz, budget_s, settled_tokens, growth_tokens)

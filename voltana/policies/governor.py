@@ -6,7 +6,6 @@ import math
 from collections.abc import Sequence
 
 from voltana import checks
-from voltana.errors import UserError
 from voltana.state import Decision, LoadSnapshot
 
 
@@ -31,9 +30,8 @@ class Governor:
 
     acts_at_once = True
 
-    def __init__(self, clocks_mhz: Sequence[int], *, perf_boost: bool = True, idle_s: float = 0.1) -> None:
-        if not isinstance(perf_boost, bool):
-            raise UserError(f"perf_boost: found {perf_boost!r}, allowed: true, false")
+    def __init__(self, clocks_mhz: Sequence[int], *, perf_boost: bool, idle_s: float) -> None:
+        checks.flag("perf_boost", perf_boost)
         idle_s = checks.number("idle_s", idle_s, above=0)
         self._busy = Decision(clocks_mhz[-1], None if perf_boost else idle_s, math.inf)
         self._idle = self._busy if perf_boost else Decision(clocks_mhz[0])

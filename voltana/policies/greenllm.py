@@ -45,11 +45,11 @@ class GreenLlmPrefill:
         clocks_mhz: Sequence[int],
         predictor: EcoPred,
         *,
-        min_clock_mhz: int = 810,
-        margin: float = 0.0,
-        static_share: float = 0.2,
-        idle_share: float = 0.2,
-        idle_s: float = 5.0,
+        min_clock_mhz: int,
+        margin: float,
+        static_share: float,
+        idle_share: float,
+        idle_s: float,
     ) -> None:
         self._clocks = clocks_from(min_clock_mhz, clocks_mhz)
         self._objective_s = slo.ttft_s * (1 - checks.number("margin", margin, low=0, high=0.99))
@@ -115,14 +115,14 @@ class GreenLlmDecode:
         clocks_mhz: Sequence[int],
         predictor: EcoPred,
         *,
-        bands_mhz: Sequence[int] = (810, 915, 1005, 1110, 1200, 1305, 1410),
-        tokens_per_request: float = 500.0,
-        window_s: float = 0.2,
-        hysteresis: int = 3,
-        step_s: float = 0.02,
-        low: float = 0.7,
-        high: float = 0.9,
-        idle_s: float = 5.0,
+        bands_mhz: Sequence[int],
+        tokens_per_request: float,
+        window_s: float,
+        hysteresis: int,
+        step_s: float,
+        low: float,
+        high: float,
+        idle_s: float,
     ) -> None:
         self._bands = checks.levels("bands_mhz", bands_mhz, clocks_mhz)
         self._clocks = clocks_from(self._bands[0], clocks_mhz, self._bands[-1])

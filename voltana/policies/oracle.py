@@ -55,10 +55,10 @@ class Oracle:
         clocks_mhz: Sequence[int],
         truth: Truth,
         *,
-        levels_mhz: Sequence[int] | str | None = None,
-        margin: float = 0.0,
-        drawn_anyway_w: float = 0.0,
-        idle_s: float = 1e-3,
+        levels_mhz: Sequence[int] | str | None,
+        margin: float,
+        drawn_anyway_w: float,
+        idle_s: float,
     ) -> None:
         self.truth = truth
         self._levels = checks.levels("levels_mhz", clocks_mhz if levels_mhz is None else levels_mhz, clocks_mhz)

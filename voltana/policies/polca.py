@@ -51,14 +51,14 @@ class Polca:
         clocks_mhz: Sequence[int],
         *,
         provisioned_w: float,
-        t1: float = 0.8,
-        t2: float = 0.89,
-        hysteresis: float = 0.05,
-        uncap_after_s: float = 1.0,
-        low_priority: Phase = "decode",
-        low_cap_mhz: int = 1275,
-        deep_cap_mhz: int = 1110,
-        high_cap_mhz: int = 1305,
+        t1: float,
+        t2: float,
+        hysteresis: float,
+        uncap_after_s: float,
+        low_priority: Phase,
+        low_cap_mhz: int,
+        deep_cap_mhz: int,
+        high_cap_mhz: int,
     ) -> None:
         provisioned = checks.number("provisioned_w", provisioned_w, above=0)
         checks.number("t1", t1, above=0)

@@ -45,11 +45,11 @@ class PowerCap:
         power_limits_w: tuple[float, float],
         *,
         cap_w: float,
-        releases: bool = True,
-        margin: float = 0.2,
-        window_s: float = 1.0,
-        quantile: float = 0.95,
-        reapply_share: float = 0.9,
+        releases: bool,
+        margin: float,
+        window_s: float,
+        quantile: float,
+        reapply_share: float,
     ) -> None:
         low, high = power_limits_w
         if not low <= checks.number("cap_w", cap_w, above=0) <= high:
@@ -85,14 +85,14 @@ class ClockWindow:
         slo: Slo,
         clocks_mhz: Sequence[int],
         *,
-        low_mhz: int = 1005,
-        high_mhz: int = 1200,
-        idle_s: float = 0.1,
-        releases: bool = True,
-        margin: float = 0.2,
-        window_s: float = 1.0,
-        quantile: float = 0.95,
-        reapply_share: float = 0.9,
+        low_mhz: int,
+        high_mhz: int,
+        idle_s: float,
+        releases: bool,
+        margin: float,
+        window_s: float,
+        quantile: float,
+        reapply_share: float,
     ) -> None:
         self._low_mhz = checks.clock("low_mhz", low_mhz, clocks_mhz)
         self._high_mhz = checks.clock("high_mhz", high_mhz, clocks_mhz)

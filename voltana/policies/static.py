@@ -14,7 +14,7 @@ class StaticClock:
 
     reads_load = False
 
-    def __init__(self, clocks_mhz: Sequence[int], *, clock_mhz: int | str = "max") -> None:
+    def __init__(self, clocks_mhz: Sequence[int], *, clock_mhz: int | str) -> None:
         chosen = clocks_mhz[-1] if clock_mhz == "max" else checks.clock("clock_mhz", clock_mhz, clocks_mhz)  # type: ignore[arg-type]
         self._decision = Decision(chosen, holds_below_tokens=math.inf)
 

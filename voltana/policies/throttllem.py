@@ -110,11 +110,11 @@ class ThrottLLeM:
         predictor: EcoPred,
         kv_capacity_tokens: int,
         *,
-        min_clock_mhz: int = 1005,
-        step_mhz: int = 15,
-        margin: float = 0.1,
-        length_margin: float = 0.1,
-        max_tokens: int = 2048,
+        min_clock_mhz: int,
+        step_mhz: int,
+        margin: float,
+        length_margin: float,
+        max_tokens: int,
     ) -> None:
         lowest = checks.clock("min_clock_mhz", min_clock_mhz, clocks_mhz)
         step = checks.number("step_mhz", step_mhz, above=0)

@@ -18,6 +18,7 @@ from voltana.live.profiling.served.settings import ServedSettings
 from voltana.live.run.config import gpu_groups
 from voltana.live.run.fleet import attached_endpoint
 from voltana.live.servers.emulated.cluster import EmulatedCluster
+from voltana.section import parse
 from voltana.sim.plant import GpuSpec
 
 OWN = ("servers", "control", "gpus")
@@ -37,7 +38,7 @@ def profile_servers(values: Mapping[str, Any], out: Path) -> None:
     """
     section = dict(values["profile"])
     servers, control, gpus = (section.pop(key, None) for key in OWN)
-    settings = ServedSettings.from_mapping(section)
+    settings = parse(ServedSettings, section, "profile")
     about = {"model": values["model"].get("name")}
     if servers == "emulated":
         asyncio.run(_emulated(values, settings, out, about))
@@ -59,5 +60,5 @@ async def _emulated(values: Mapping[str, Any], settings: ServedSettings, out: Pa
     plant = {"gpu": gpu, "model": values["model"], "engine": values["serving"]["engine"]}
     async with EmulatedCluster(1, 1, plant) as cluster:
         model = f"emulated {gpu.get('name')}"
-        gpus = EmulatedGpus(list(cluster.endpoints), GpuSpec.from_mapping(gpu).clocks(), model=model)
+        gpus = EmulatedGpus(list(cluster.endpoints), parse(GpuSpec, gpu, "gpu").clocks(), model=model)
         await profile_pair(cluster.of("prefill")[0], cluster.of("decode")[0], gpus, settings, out, about)

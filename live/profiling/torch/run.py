@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from voltana.errors import UserError
 from voltana.live.clocks.device import GpuDevice
@@ -20,8 +20,9 @@ from voltana.live.profiling.torch.device import GIB, Device, open_device
 from voltana.live.profiling.torch.measure import Bench, Measured
 from voltana.live.profiling.torch.roofline import BYTES, Rates, measure_rates, rates_bytes
 from voltana.live.profiling.torch.sensor import NoPrivilegeError, check_clocks, describe, find_gpu, locked
-from voltana.live.profiling.torch.settings import ALL_LAYERS, ATTENTION, Settings
+from voltana.live.profiling.torch.settings import Attention, Settings
 from voltana.prediction.profile import write_profile
+from voltana.section import parse
 from voltana.sim.plant import EngineSpec, ModelSpec
 
 FORMAT = "voltana-torch-profile-1"
@@ -53,9 +54,9 @@ def profile_gpu(values: Mapping[str, Any], out: Path) -> None:
     if values["gpu"].get("name") != "auto":
         found = values["gpu"].get("name")
         raise UserError(f"gpu: found {found}, allowed with source=torch: auto, the GPU at hand (profile.device)")
-    settings = Settings.from_mapping(values["profile"])
-    model = ModelSpec.from_mapping(values["model"])
-    engine = EngineSpec.from_mapping(values["serving"]["engine"])
+    settings = parse(Settings, values["profile"], "profile")
+    model = parse(ModelSpec, values["model"], "model")
+    engine = parse(EngineSpec, values["serving"]["engine"], "engine")
     device = open_device(settings.device)
     with Show(settings.budget_s) as show:
         import torch
@@ -189,7 +190,7 @@ class Profile:
 
     def _layer_counts(self) -> Sequence[int]:
         asked = self._settings.layers
-        if asked == ALL_LAYERS:
+        if asked == "all":
             return [self._model.layers]
         low, high = (int(count) for count in asked)
         self._notes.add(
@@ -296,7 +297,7 @@ class Profile:
             if any(words in str(error) for words in NO_KERNEL):
                 raise UserError(
                     f"profile.attention: found {self._settings.attention}, which torch does not have for this GPU and "
-                    f"model; allowed: another of {', '.join(ATTENTION)}"
+                    f"model; allowed: another of {', '.join(get_args(Attention))}"
                 ) from error
             raise
 
@@ -333,7 +334,7 @@ class Profile:
                 "model": self._model.layers,
                 "run": list(self._layer_counts()),
                 "stored": self._stored,
-                "extrapolated": self._settings.layers != ALL_LAYERS,
+                "extrapolated": self._settings.layers != "all",
             },
             "rates": {str(clock): rates._asdict() for clock, rates in self._rates.items()},
             "idle_w": {str(clock): power for clock, power in self._idle_w.items()},

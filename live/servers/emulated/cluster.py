@@ -12,12 +12,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import IO, Any, Self
 
-import msgspec
-
 from voltana.errors import UserError
 from voltana.live.servers import Endpoint, Role
-from voltana.live.servers.emulated.config import ServerConfig, build_plant, check
-from voltana.live.servers.emulated.http import encode_json
+from voltana.live.servers.emulated.config import ServerConfig, build_plant
+from voltana.section import parse
 from voltana.state import Phase
 
 START_S = 30.0
@@ -61,10 +59,7 @@ class EmulatedCluster:
     def _config(self, folder: Path, phase: Phase, number: int) -> ServerConfig:
         name = f"{phase}-{number}"
         own = {"name": name, "phase": phase, "telemetry": f"ipc://{folder / name}.sock"}
-        try:
-            return check(msgspec.convert({**self._keys, **own}, ServerConfig))
-        except msgspec.ValidationError as error:
-            raise UserError(f"emulated server: {error}") from error
+        return parse(ServerConfig, {**self._keys, **own})
 
     def check(self) -> None:
         """Look at all settings before a server starts.
@@ -117,7 +112,7 @@ class EmulatedCluster:
         return f"{how}, having said: {said[-1]}" if said else how
 
     async def _spawn(self, path: Path, config: ServerConfig) -> None:
-        path.write_bytes(encode_json(config))
+        path.write_bytes(config.model_dump_json().encode())
         command = (sys.executable, "-P", "-m", "voltana.live.servers.emulated", "--config", str(path), "--owned")
         words = self._words[config.name] = tempfile.TemporaryFile()  # noqa: SIM115, as it is read later
         process = await asyncio.create_subprocess_exec(

@@ -2,73 +2,84 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-import msgspec
+import yaml
+from pydantic import AfterValidator, Field, model_validator
 
+from voltana import conf
+from voltana.app.serving import DecodeServing, Link, PrefillLimits
 from voltana.errors import UserError
+from voltana.section import Count, Seconds, Section, WholeNumber, parse
 from voltana.sim.plant import EngineSpec, GpuSpec, ModelSpec, Plant
+from voltana.sim.plant.build import decode_limits
 from voltana.state import Phase
 
-
-class PrefillConfig(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
-    """How a prefill batch is formed, as in `conf/serving`."""
-
-    max_tokens: int = 16384
-    """Prompt tokens of a batch. A longer prompt runs alone, unless prompts are chunked."""
-    max_requests: int = 512
-    chunk_tokens: int | None = None
+Port = Annotated[int, Field(ge=0, le=65535, strict=True)]
 
 
-class DecodeConfig(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
-    """What bounds a decode batch, as in `conf/serving`."""
-
-    max_requests: int = 1024
-    reserve_tokens: int = 8
-    """Room kept for every request of the batch when another one joins."""
-    kv_tokens: int | None = None
-    """KV tokens that fit; None: what GPU memory leaves."""
+def _one_or_more(value: int) -> int:
+    if value < 1:
+        raise ValueError("1 or more")
+    return value
 
 
-class LinkConfig(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
-    """The path of KV caches between a prefill and a decode server, as in `conf/cluster`."""
+class ServerConfig(Section):
+    """One emulated server; `gpu`, `model` and `engine` make its plant.
 
-    latency_s: float = 0.002
-    bytes_per_s: float = 100e9
-    streams: int = 4
-
-
-class ServerConfig(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
-    """One emulated server."""
+    What is left out of `prefill`, `decode` and `link` is as in `conf/serving` and `conf/cluster`.
+    """
 
     name: str
     phase: Phase
-    gpu: dict[str, Any]
-    """The sections `gpu`, `model` and `serving.engine` of the configuration make the plant."""
-    model: dict[str, Any]
-    engine: dict[str, Any] = {}
+    gpu: GpuSpec
+    model: ModelSpec
+    engine: EngineSpec = EngineSpec()
     host: str = "127.0.0.1"
-    port: int = 0
+    port: Port = 0
     """0: the system chooses; see what the process prints."""
-    bootstrap_port: int = 0
+    bootstrap_port: Port = 0
     """Prefill: where decode servers ask for KV caches."""
     telemetry: str | None = None
     """Endpoint to publish load snapshots on."""
     served_model_name: str = "emulated"
-    clock_mhz: int | None = None
+    clock_mhz: Count | None = None
     """At the start; None: the highest."""
-    settle_s: float = 0.0
+    settle_s: Seconds = 0.0
     """From a clock command until it is in force."""
-    prefill: PrefillConfig = PrefillConfig()
-    decode: DecodeConfig = DecodeConfig()
-    link: LinkConfig = LinkConfig()
-    stream_interval: int = 1
+    prefill: PrefillLimits
+    decode: DecodeServing
+    link: Link
+    stream_interval: Annotated[int, Field(strict=True), AfterValidator(_one_or_more)] = 1
     """Tokens per chunk of a stream, after the first."""
-    max_queued: int | None = None
+    max_queued: WholeNumber | None = None
     """Requests that wait; more are refused."""
-    pair_timeout_s: float = 300.0
+    pair_timeout_s: Seconds = 300.0
     """A request whose other half does not come fails after this."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _complete(cls, given: Any) -> Any:
+        if not isinstance(given, Mapping):
+            return given
+        merged = dict(given)
+        for key, shipped in _shipped().items():
+            part = given.get(key, {})
+            merged[key] = {**shipped, **part} if isinstance(part, Mapping) else part
+        return merged
+
+
+@cache
+def _shipped() -> dict[str, dict[str, Any]]:
+    folder = Path(conf.__path__[0])
+    serving, cluster = (
+        yaml.safe_load((folder / at).read_text()) for at in ("serving/sglang.yaml", "cluster/2p2d.yaml")
+    )
+    return {"prefill": serving["prefill"], "decode": serving["decode"], "link": cluster["link"]}
 
 
 def load_config(path: Path) -> ServerConfig:
@@ -78,56 +89,22 @@ def load_config(path: Path) -> ServerConfig:
         UserError: it is missing or malformed, or a key is unknown, missing or out of range.
     """
     try:
-        return check(msgspec.json.decode(path.read_bytes(), type=ServerConfig))
+        return parse(ServerConfig, json.loads(path.read_bytes()))
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}") from error
-    except (msgspec.DecodeError, UserError) as error:
+    except (ValueError, UserError) as error:
         raise UserError(f"{path}: {error}") from error
-
-
-def check(config: ServerConfig) -> ServerConfig:
-    """Return the configuration if all its values are in range.
-
-    Raises:
-        UserError: names the key, what was found and what is allowed.
-    """
-    at_least_one = {
-        "stream_interval": config.stream_interval,
-        "prefill.max_tokens": config.prefill.max_tokens,
-        "prefill.max_requests": config.prefill.max_requests,
-        "prefill.chunk_tokens": config.prefill.chunk_tokens,
-        "decode.max_requests": config.decode.max_requests,
-        "decode.kv_tokens": config.decode.kv_tokens,
-        "link.streams": config.link.streams,
-        "link.bytes_per_s": config.link.bytes_per_s,
-    }
-    not_negative = {
-        "settle_s": config.settle_s,
-        "link.latency_s": config.link.latency_s,
-        "decode.reserve_tokens": config.decode.reserve_tokens,
-        "max_queued": config.max_queued,
-        "pair_timeout_s": config.pair_timeout_s,
-    }
-    for limit, values in ((1, at_least_one), (0, not_negative)):
-        for key, value in values.items():
-            if value is not None and not value >= limit:
-                raise UserError(f"{key}: found {value}, allowed: {limit} or more")
-    return config
 
 
 def build_plant(config: ServerConfig) -> Plant:
     """The physics of the server's GPUs.
 
     Raises:
-        UserError: a bad key or value in `gpu`, `model` or `engine`, or a clock that the GPU does not have.
+        UserError: a clock that the GPU does not have, or more KV tokens than fit.
     """
-    plant = Plant(
-        GpuSpec.from_mapping(config.gpu), ModelSpec.from_mapping(config.model), EngineSpec.from_mapping(config.engine)
-    )
+    plant = Plant(config.gpu, config.model, config.engine)
     clocks = plant.gpu.clocks()
     if config.clock_mhz is not None and config.clock_mhz not in clocks:
         raise UserError(f"clock_mhz: found {config.clock_mhz}, allowed: {clocks[0]} to {clocks[-1]}, those of the GPU")
-    room = plant.kv_capacity_tokens
-    if config.decode.kv_tokens is not None and config.decode.kv_tokens > room:
-        raise UserError(f"decode.kv_tokens: found {config.decode.kv_tokens}, allowed: up to {room}")
+    decode_limits(config.decode, plant, "decode")
     return plant

@@ -16,7 +16,7 @@ from typing import NamedTuple, cast
 
 import msgspec
 
-from voltana.sim.serving.limits import LinkSpec
+from voltana.app.serving import Link
 
 logger = logging.getLogger(__name__)
 
@@ -75,7 +75,7 @@ class Bootstrap:
 
     def __init__(
         self,
-        link: LinkSpec,
+        link: Link,
         kv_bytes_per_token: float,
         wanted: Callable[[int], None],
         dropped: Callable[[int, str], None],

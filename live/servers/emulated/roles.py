@@ -5,15 +5,12 @@ from __future__ import annotations
 from functools import partial
 from http import HTTPStatus
 
-import msgspec
-
 from voltana.live.servers.emulated.config import ServerConfig
 from voltana.live.servers.emulated.pairing import Bootstrap, Transfers, Waiting
 from voltana.live.servers.emulated.server import Half, Server
 from voltana.sim.plant import Plant
 from voltana.sim.serving.decode import DecodeInstance
 from voltana.sim.serving.job import Job
-from voltana.sim.serving.limits import DecodeLimits, LinkSpec, PrefillLimits
 from voltana.sim.serving.prefill import PrefillInstance
 
 
@@ -22,10 +19,8 @@ class PrefillServer(Server):
 
     def __init__(self, config: ServerConfig, plant: Plant) -> None:
         super().__init__(config, plant)
-        limits = PrefillLimits(**msgspec.structs.asdict(config.prefill))
-        self.driver = self._drive(PrefillInstance(plant, self.meter, limits, self._finished))
-        link = LinkSpec(**msgspec.structs.asdict(config.link))
-        self._bootstrap = Bootstrap(link, plant.kv_bytes_per_token, self._wanted, self._dropped)
+        self.driver = self._drive(PrefillInstance(plant, self.meter, config.prefill, self._finished))
+        self._bootstrap = Bootstrap(config.link, plant.kv_bytes_per_token, self._wanted, self._dropped)
         self._rooms: dict[int, Half] = {}
         """Requests by room, from their coming to the end of their prompt."""
 
@@ -84,9 +79,10 @@ class DecodeServer(Server):
 
     def __init__(self, config: ServerConfig, plant: Plant) -> None:
         super().__init__(config, plant)
-        limits = DecodeLimits(config.decode.max_requests, self.kv_tokens, config.decode.reserve_tokens)
         self.driver = self._drive(
-            DecodeInstance(plant, self.meter, limits, token=self._token, finished=self._finished, failed=self._outgrown)
+            DecodeInstance(
+                plant, self.meter, self.limits, token=self._token, finished=self._finished, failed=self._outgrown
+            )
         )
         self._transfers = Transfers()
 

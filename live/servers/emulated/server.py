@@ -22,6 +22,7 @@ from voltana.live.servers.emulated.http import Connection, Reply, Request
 from voltana.live.servers.emulated.views import Views
 from voltana.live.telemetry.publisher import Publisher
 from voltana.sim.plant import Plant
+from voltana.sim.plant.build import decode_limits
 from voltana.sim.serving.instance import Instance
 from voltana.sim.serving.job import Job
 from voltana.sim.serving.meter import Meter
@@ -72,6 +73,7 @@ class Server(ABC):
     def __init__(self, config: ServerConfig, plant: Plant) -> None:
         self.config = config
         self.plant = plant
+        self.limits = decode_limits(config.decode, plant, "decode")
         self.halves: set[Half] = set()
         """Requests that are not complete."""
         self.rows = RowHistory()
@@ -132,7 +134,7 @@ class Server(ABC):
     @property
     def kv_tokens(self) -> int:
         """KV tokens that fit."""
-        return self.config.decode.kv_tokens or self.plant.kv_capacity_tokens
+        return self.limits.kv_tokens
 
     # Time
 

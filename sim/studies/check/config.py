@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from voltana.app.config import Count, Positive, Section, parse
+from voltana.section import Count, Positive, Section
 from voltana.sim.run.config import SimConfig
-
-__all__ = ["CheckConfig", "parse"]
 
 
 class CheckSettings(Section):

@@ -14,8 +14,9 @@ from random import Random
 from typing import Any, NamedTuple
 
 from voltana.record import RecordWriter
+from voltana.section import parse
 from voltana.sim.run.build import RunBuilder
-from voltana.sim.run.config import SimConfig, parse
+from voltana.sim.run.config import SimConfig
 from voltana.sim.run.simulate import engine
 from voltana.sim.serving.recorder import Recorder
 from voltana.state import Decision, InstanceLoad, LoadSnapshot, Phase, RequestInfo

@@ -11,9 +11,10 @@ from typing import Any, cast
 from voltana.app.bundle import Bundle, build_bundle
 from voltana.policies.asked import AskedController, AskedRouter
 from voltana.prediction.ecopred import EcoPred
+from voltana.section import parse
 from voltana.sim.run.build import RunBuilder
 from voltana.sim.run.config import SimConfig
-from voltana.sim.studies.check.config import CheckConfig, parse
+from voltana.sim.studies.check.config import CheckConfig
 from voltana.sim.studies.check.controllers import Subject, check_controller
 from voltana.sim.studies.check.engines import same_records
 from voltana.sim.studies.check.finding import ANSWERS, Broken, Finding, check

@@ -26,7 +26,8 @@ from voltana.live.clocks.client import ClockClient
 from voltana.live.clocks.limits import Limits
 from voltana.live.clocks.protocol import Event
 from voltana.live.clocks.simulated import SimulatedGpu
-from voltana.sim.plant import EngineSpec, GpuSpec, ModelSpec, Plant
+from voltana.sim.plant import Plant
+from voltana.sim.plant.build import plant_of
 
 HERE = Path(__file__).parent
 
@@ -51,11 +52,7 @@ def compose_parts(*overrides: str) -> dict[str, Any]:
 
 def build_plant(model: str) -> Plant:
     parts = compose_parts(f"+model={model}")
-    return Plant(
-        GpuSpec.from_mapping(parts["gpu"]),
-        ModelSpec.from_mapping(parts["model"]),
-        EngineSpec.from_mapping(parts["engine"]),
-    )
+    return plant_of(parts["gpu"], parts["model"], parts["engine"])
 
 
 @pytest.fixture(scope="session")

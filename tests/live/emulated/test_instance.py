@@ -12,15 +12,17 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from voltana.app.serving import DecodeLimits, DecodeServing, Link, PrefillLimits
 from voltana.live.servers.emulated.driver import Driver, RowHistory
 from voltana.record import RunRecord
+from voltana.section import parse
 from voltana.sim.plant import EngineSpec, GpuSpec, ModelSpec, Plant
+from voltana.sim.plant.build import decode_limits
 from voltana.sim.run.compose import compose_sim
 from voltana.sim.run.simulate import simulate
 from voltana.sim.serving.decode import DecodeInstance
 from voltana.sim.serving.instance import Instance
 from voltana.sim.serving.job import Job
-from voltana.sim.serving.limits import DecodeLimits, LinkSpec, PrefillLimits
 from voltana.sim.serving.meter import Meter
 from voltana.sim.serving.prefill import PrefillInstance
 from voltana.state import LoadSnapshot, Phase
@@ -29,8 +31,8 @@ from voltana.traces import Request
 
 @pytest.fixture(scope="module")
 def plant(sections: dict[str, Any]) -> Plant:
-    gpu, model = GpuSpec.from_mapping(sections["gpu"]), ModelSpec.from_mapping(sections["model"])
-    return Plant(gpu, model, EngineSpec.from_mapping(sections["engine"]))
+    gpu, model = parse(GpuSpec, sections["gpu"], "gpu"), parse(ModelSpec, sections["model"], "model")
+    return Plant(gpu, model, parse(EngineSpec, sections["engine"], "engine"))
 
 
 def job_of(number: int, now_s: float, prompt_tokens: int, output_tokens: int) -> Job:
@@ -40,7 +42,7 @@ def job_of(number: int, now_s: float, prompt_tokens: int, output_tokens: int) ->
 class Pair:
     """One prefill and one decode instance with the link between, driven from event to event."""
 
-    def __init__(self, plant: Plant, prefill: PrefillLimits, decode: DecodeLimits, link: LinkSpec) -> None:
+    def __init__(self, plant: Plant, prefill: PrefillLimits, decode: DecodeLimits, link: Link) -> None:
         clock = plant.gpu.clocks()[-1]
         self._plant, self._link, self._free_s = plant, link, [0.0] * link.streams
         first = PrefillInstance(plant, Meter("prefill-0", "prefill", lambda row: None), prefill, self._prefilled)
@@ -86,19 +88,24 @@ class Pair:
                 self.prefill.submit(job_of(number, now_s, *rows[number][1:]))
 
 
+PREFILL = PrefillLimits(max_tokens=16384, max_requests=512, chunk_tokens=None)
+DECODE = DecodeServing(max_requests=1024, reserve_tokens=8, kv_tokens="auto")
 TRACE = [(0.011 * (i // 3) + 0.001 * i, 40 + (i * 577) % 1500, 1 + (i * 211) % 190) for i in range(90)]
 
 
 @pytest.mark.parametrize(
     ("prefill", "decode"),
     [
-        (PrefillLimits(16384, 512), DecodeLimits(1024, 400_000, 8)),
-        (PrefillLimits(2000, 5), DecodeLimits(20, 16000, 0)),
-        (PrefillLimits(4096, 512, 512), DecodeLimits(1024, 9000, 1)),
+        (PREFILL, DECODE),
+        (
+            PREFILL.but(max_tokens=2000, max_requests=5),
+            DECODE.but(max_requests=20, kv_tokens=16000, reserve_tokens=0),
+        ),
+        (PREFILL.but(max_tokens=4096, chunk_tokens=512), DECODE.but(kv_tokens=9000, reserve_tokens=1)),
     ],
 )
 def test_schedule_and_energy_are_the_simulators(
-    prefill: PrefillLimits, decode: DecodeLimits, plant: Plant, tmp_path: Path
+    prefill: PrefillLimits, decode: DecodeServing, plant: Plant, tmp_path: Path
 ) -> None:
     trace = tmp_path / "trace.csv"
     trace.write_text("arrival_s,input_tokens,output_tokens\n" + "".join(f"{a},{i},{o}\n" for a, i, o in TRACE))
@@ -114,7 +121,7 @@ def test_schedule_and_energy_are_the_simulators(
     simulate(values, tmp_path / "record")
     record = RunRecord(tmp_path / "record")
     link = values["cluster"]["link"]
-    pair = Pair(plant, prefill, decode, LinkSpec(link["latency_s"], link["bytes_per_s"], link["streams"]))
+    pair = Pair(plant, prefill, decode_limits(decode, plant), Link(**link))
     pair.run(TRACE)
     rows = record.requests().set_index("request_id").sort_index()
     assert len(pair.finish_s) == len(rows) == len(TRACE)
@@ -145,12 +152,13 @@ def make(phase: Phase, plant: Plant, token: Callable[[Job], None] = lambda job: 
     meter = Meter(f"{phase}-0", phase, rows.write)
     instance: Instance
     if phase == "prefill":
-        instance = PrefillInstance(plant, meter, PrefillLimits(900, 4, 300), done.append)
+        limits = PrefillLimits(max_tokens=900, max_requests=4, chunk_tokens=300)
+        instance = PrefillInstance(plant, meter, limits, done.append)
     else:
         instance = DecodeInstance(
             plant,
             meter,
-            DecodeLimits(5, 1500, 3),
+            DecodeLimits(max_requests=5, kv_tokens=1500, reserve_tokens=3),
             token=lambda job, gap_s: token(job),
             finished=done.append,
             failed=done.append,

@@ -20,6 +20,7 @@ from voltana.live.servers.emulated.cluster import EmulatedCluster
 from voltana.live.servers.emulated.config import build_plant, load_config
 from voltana.live.telemetry.message import Telemetry
 from voltana.live.telemetry.subscriber import Subscriber
+from voltana.section import parse
 from voltana.sim.plant import EngineSpec, GpuSpec, ModelSpec, Plant
 
 Run = Callable[..., None]
@@ -27,8 +28,8 @@ Run = Callable[..., None]
 
 @pytest.fixture
 def plant(sections: dict[str, Any]) -> Plant:
-    gpu, model = GpuSpec.from_mapping(sections["gpu"]), ModelSpec.from_mapping(sections["model"])
-    return Plant(gpu, model, EngineSpec.from_mapping(sections["engine"]))
+    gpu, model = parse(GpuSpec, sections["gpu"], "gpu"), parse(ModelSpec, sections["model"], "model")
+    return Plant(gpu, model, parse(EngineSpec, sections["engine"], "engine"))
 
 
 async def stamps(client: Any, cluster: EmulatedCluster, prompt: int, output: int) -> list[float]:

@@ -8,13 +8,14 @@ from typing import Any
 
 import pytest
 
-from voltana.app.config import RunConfig, parse
+from voltana.app.config import RunConfig
 from voltana.errors import UserError
 from voltana.live.run.command import _arriving
 from voltana.live.run.config import LiveConfig
 from voltana.live.run.load import Order
 from voltana.live.run.recorder import LiveRecorder
 from voltana.live.run.replay import Replay
+from voltana.section import parse
 from voltana.sim.run.compose import compose_sim
 from voltana.state import Slo
 from voltana.traces.stream import Request

@@ -9,13 +9,14 @@ torch = pytest.importorskip("torch")
 
 from voltana.live.profiling.cells import Cell  # noqa: E402
 from voltana.live.profiling.torch.blocks import EPSILON, Decode, Iteration, Prefill, Shard  # noqa: E402
+from voltana.section import parse  # noqa: E402
 from voltana.sim.plant import ModelSpec  # noqa: E402
 
 Configuration = Callable[..., dict[str, Any]]
 
 
 def shard_of(configuration: Configuration, stored: int = 3, kv_tokens: int = 64, **model: Any) -> Shard:
-    spec = ModelSpec.from_mapping(configuration(model)["model"])
+    spec = parse(ModelSpec, configuration(model)["model"], "model")
     return Shard(spec, torch.device("cpu"), stored, kv_tokens, seed=3)
 
 

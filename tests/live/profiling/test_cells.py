@@ -6,18 +6,22 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from voltana.app.config import DecodeProfile, PrefillProfile
 from voltana.live.profiling.cells import Cell, Group, Point, decode_groups, misfit, prefill_group, spread_order
 from voltana.live.profiling.search import Search
 from voltana.live.profiling.torch.measure import Measured
-from voltana.live.profiling.torch.settings import DecodeCells, PrefillCells
 from voltana.prediction.ecopred import decode_bin
 
 contexts = st.tuples(st.integers(1, 300), st.integers(0, 3000)).map(lambda pair: (pair[0], pair[0] + pair[1]))
 
 
+def decode_cells(max_batch: int, tokens_per_request: tuple[int, int]) -> DecodeProfile:
+    return DecodeProfile(max_batch=max_batch, tokens_per_request=tokens_per_request, samples=5)
+
+
 @given(st.integers(1, 2048), contexts, st.integers(1, 2_000_000))
 def test_decode_cells_are_within_range_capacity_and_bin(max_batch: int, span: tuple[int, int], capacity: int) -> None:
-    groups = list(decode_groups(DecodeCells(max_batch, span, 5), capacity))
+    groups = list(decode_groups(decode_cells(max_batch, span), capacity))
     assert bool(groups) == (span[0] <= capacity)
     for group in groups:
         assert len({decode_bin(cell.batch_size) for cell in group.cells}) == 1
@@ -30,14 +34,14 @@ def test_decode_cells_are_within_range_capacity_and_bin(max_batch: int, span: tu
 
 @given(st.integers(1, 5000), st.integers(0, 20000), st.integers(1, 4096))
 def test_prefill_cells_are_whole_prompts(low: int, more: int, prompt: int) -> None:
-    group = prefill_group(PrefillCells((low, low + more), prompt, 4))
+    group = prefill_group(PrefillProfile(tokens=(low, low + more), prompt_tokens=prompt, samples=4))
     for cell in group.cells:
         assert cell.length == prompt or (cell.batch_size == 1 and cell.length < prompt)
         assert cell.tokens <= max(low + more, prompt) + prompt / 2
 
 
 def test_a_group_starts_with_its_corners_and_middle() -> None:
-    (group,) = decode_groups(DecodeCells(4, (100, 500), 5), 10**6)
+    (group,) = decode_groups(decode_cells(4, (100, 500)), 10**6)
     done: list[Cell] = []
     for _ in range(5):
         cell = group.next_cell(done)
@@ -48,7 +52,7 @@ def test_a_group_starts_with_its_corners_and_middle() -> None:
 
 
 def test_every_candidate_comes_once() -> None:
-    (group,) = decode_groups(DecodeCells(4, (10, 50), 5), 10**6)
+    (group,) = decode_groups(decode_cells(4, (10, 50)), 10**6)
     done: list[Cell] = []
     while (cell := group.next_cell(done)) is not None:
         done.append(cell)
@@ -56,7 +60,10 @@ def test_every_candidate_comes_once() -> None:
 
 
 def test_groups_are_begun_at_the_ends() -> None:
-    groups = [prefill_group(PrefillCells((8, 64), 8, 4)), *decode_groups(DecodeCells(64, (1, 10), 5), 10**6)]
+    groups = [
+        prefill_group(PrefillProfile(tokens=(8, 64), prompt_tokens=8, samples=4)),
+        *decode_groups(decode_cells(64, (1, 10)), 10**6),
+    ]
     order = spread_order(groups)
     assert sorted(map(id, order)) == sorted(map(id, groups))
     assert order[0].phase == "prefill"
@@ -64,7 +71,7 @@ def test_groups_are_begun_at_the_ends() -> None:
 
 
 def test_misfit_is_zero_on_a_plane_and_finds_a_bend() -> None:
-    (group,) = decode_groups(DecodeCells(4, (10, 500), 5), 10**6)
+    (group,) = decode_groups(decode_cells(4, (10, 500)), 10**6)
     cells = group.cells[::3]
     plane = [Point("decode", c.batch_size, c.tokens, 1e-3 + 1e-5 * c.batch_size + 1e-7 * c.tokens) for c in cells]
     assert misfit(plane) == pytest.approx(0.0, abs=1e-9)
@@ -95,7 +102,12 @@ def run_search(search: Search, bend: Group | None = None) -> list[Cell]:
     return order
 
 
-GROUPS = spread_order([prefill_group(PrefillCells((8, 64), 8, 4)), *decode_groups(DecodeCells(16, (1, 100), 5), 10**6)])
+GROUPS = spread_order(
+    [
+        prefill_group(PrefillProfile(tokens=(8, 64), prompt_tokens=8, samples=4)),
+        *decode_groups(decode_cells(16, (1, 100)), 10**6),
+    ]
+)
 
 
 def test_first_every_group_then_where_the_fit_is_worst() -> None:

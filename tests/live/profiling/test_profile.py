@@ -19,6 +19,7 @@ from voltana.live.profiling.torch.settings import Settings  # noqa: E402
 from voltana.prediction.ecopred import EcoPred  # noqa: E402
 from voltana.prediction.fit import fit_ecopred  # noqa: E402
 from voltana.prediction.profile import read_profile  # noqa: E402
+from voltana.section import parse  # noqa: E402
 from voltana.sim.plant import EngineSpec, ModelSpec  # noqa: E402
 
 Configuration = Callable[..., dict[str, Any]]
@@ -27,9 +28,9 @@ QUICK = {"window_s": 0.001, "windows": [2, 2], "tolerance": 1.0}
 
 def take(values: dict[str, Any], out: Path, gpu: Any = None) -> Profile:
     """A profile, with a stand-in for the GPU's meters if given."""
-    settings = Settings.from_mapping(values["profile"])
-    model = ModelSpec.from_mapping(values["model"])
-    engine = EngineSpec.from_mapping(values["serving"]["engine"])
+    settings = parse(Settings, values["profile"], "profile")
+    model = parse(ModelSpec, values["model"], "model")
+    engine = parse(EngineSpec, values["serving"]["engine"], "engine")
     with Show(settings.budget_s) as show, torch.inference_mode():
         profile = Profile(Cpu(), model, engine, settings, out, show, gpu)
         profile.run()

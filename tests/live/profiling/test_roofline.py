@@ -7,7 +7,19 @@ from voltana.live.profiling.torch.blocks import Shapes
 from voltana.live.profiling.torch.roofline import Rates, floor
 from voltana.sim.plant import ModelSpec
 
-LLAMA = ModelSpec("llama", 32, 4096, 14336, 32, 8, 128, 128256, 1, {"ttft_ms": 600, "itl_ms": 60}, 0.8)
+LLAMA = ModelSpec(
+    name="llama",
+    layers=32,
+    hidden=4096,
+    ffn=14336,
+    heads=32,
+    kv_heads=8,
+    head_dim=128,
+    vocab=128256,
+    tp=1,
+    slo={"ttft_ms": 600, "itl_ms": 60},
+    token_scale=0.8,
+)
 RATES = Rates(bytes_per_s=2e12, flop_per_s=300e12)
 
 
@@ -19,7 +31,7 @@ def test_weights_are_those_of_the_model() -> None:
 
 def test_a_tensor_parallel_share_is_a_part() -> None:
     whole = Shapes.of(LLAMA)
-    half = Shapes.of(ModelSpec(**{**vars(LLAMA), "tp": 2}))
+    half = Shapes.of(LLAMA.but(tp=2))
     assert half.layer_weights * 2 == whole.layer_weights
     assert half.head_weights * 2 == whole.head_weights
     assert (half.heads, half.kv_heads, half.ffn) == (16, 4, 7168)

@@ -25,7 +25,9 @@ from voltana.live.servers.emulated.cluster import EmulatedCluster
 from voltana.live.telemetry.message import IDLE, Telemetry
 from voltana.prediction.fit import fit_ecopred
 from voltana.prediction.profile import Sample, read_profile
-from voltana.sim.plant import EngineSpec, GpuSpec, ModelSpec, Plant
+from voltana.section import parse
+from voltana.sim.plant import Plant
+from voltana.sim.plant.build import plant_of
 from voltana.sim.run.compose import compose_sim
 
 CLOCKS_MHZ = (1005, 1410)
@@ -59,11 +61,7 @@ def _sections() -> dict[str, Any]:
 
 @pytest.fixture(scope="module", name="plant")
 def _plant(sections: dict[str, Any]) -> Plant:
-    return Plant(
-        GpuSpec.from_mapping(sections["gpu"]),
-        ModelSpec.from_mapping(sections["model"]),
-        EngineSpec.from_mapping(sections["engine"]),
-    )
+    return plant_of(sections["gpu"], sections["model"], sections["engine"])
 
 
 def take(sections: dict[str, Any], plant: Plant, out: Path, **changes: Any) -> None:
@@ -73,7 +71,7 @@ def take(sections: dict[str, Any], plant: Plant, out: Path, **changes: Any) -> N
         async with asyncio.timeout(120), EmulatedCluster(1, 1, sections) as cluster:
             prefill, decode = cluster.of("prefill")[0], cluster.of("decode")[0]
             gpus = EmulatedGpus(list(cluster.endpoints), plant.gpu.clocks())
-            await profile_pair(prefill, decode, gpus, ServedSettings.from_mapping(QUICK | changes), out)
+            await profile_pair(prefill, decode, gpus, parse(ServedSettings, QUICK | changes, "profile"), out)
 
     asyncio.run(main())
 

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from voltana.errors import UserError
 from voltana.policies.agft import Agft, Arm, Standardiser
+from voltana.policies.build import shipped
 from voltana.state import LoadSnapshot, Phase, Slo
 
 CLOCKS = tuple(range(210, 1411, 15))
@@ -20,7 +21,12 @@ LOAD = LoadSnapshot(0.0, 1410, 40, 9000, 0, 0, 0.0, 0.0, 0, 0, 0, 0.0, 200.0)
 
 def agft(phase: Phase = "decode", seed: int = 1, **parameters: Any) -> Agft:
     return Agft(
-        phase, SLO, CLOCKS, 100_000, seed, **{"min_clock_mhz": 1005, "step_mhz": 135, "cycle_s": 0.3, **parameters}
+        phase,
+        SLO,
+        CLOCKS,
+        100_000,
+        seed,
+        **shipped("frequency/agft", **{"min_clock_mhz": 1005, "step_mhz": 135, "cycle_s": 0.3, **parameters}),
     )
 
 

@@ -8,12 +8,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from voltana.errors import UserError
-from voltana.policies.dualscale import LEVELS_MHZ, DualScaleDecode, DualScalePrefill
+from voltana.policies.build import shipped
+from voltana.policies.dualscale import DualScaleDecode, DualScalePrefill
 from voltana.prediction.ecopred import BIN_ENDS, EcoPred, Line, Plane
 from voltana.state import Decision, LoadSnapshot, RequestView, Slo
 
 CLOCKS = tuple(range(210, 1411, 15))
 SLO = Slo(ttft_s=0.6, itl_s=0.06)
+LEVELS_MHZ = (810, 915, 1005, 1110, 1200, 1305, 1410)
 HAND = EcoPred(
     LEVELS_MHZ,
     [Line(0, 20e-6 * 1410 / clock) for clock in LEVELS_MHZ],  # 600 ms: 17234, 19468 ... 30000 tokens
@@ -24,11 +26,18 @@ IDLE = LOAD._replace(batch_size=0, batch_tokens=0)
 
 
 def prefill(**parameters: Any) -> DualScalePrefill:
-    return DualScalePrefill(SLO, CLOCKS, HAND, **parameters)
+    return DualScalePrefill(
+        SLO,
+        CLOCKS,
+        HAND,
+        **shipped("frequency/dualscale_prefill", **{"levels_mhz": LEVELS_MHZ, "margin": 0.0, **parameters}),
+    )
 
 
 def decode(**parameters: Any) -> DualScaleDecode:
-    return DualScaleDecode(SLO, CLOCKS, HAND, 100_000, **parameters)
+    return DualScaleDecode(
+        SLO, CLOCKS, HAND, 100_000, **shipped("frequency/dualscale_decode", **{"headroom": 0.05, **parameters})
+    )
 
 
 def prefill_clock(load: LoadSnapshot, **parameters: Any) -> int:

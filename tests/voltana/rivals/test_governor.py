@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from voltana.errors import UserError
+from voltana.policies.build import shipped
 from voltana.policies.governor import Governor
 from voltana.state import Decision, LoadSnapshot
 
@@ -15,7 +16,7 @@ IDLE = BUSY._replace(batch_size=0, batch_tokens=0, idle_s=0.3)
 
 @pytest.mark.parametrize("load", [BUSY, IDLE, IDLE._replace(idle_s=math.inf)])
 def test_with_a_context_loaded_it_is_the_highest_clock_for_ever(clocks: tuple[int, ...], load: LoadSnapshot) -> None:
-    assert Governor(clocks).decide(load) == Decision(1410, None, math.inf)
+    assert Governor(clocks, **shipped("frequency/governor")).decide(load) == Decision(1410, None, math.inf)
 
 
 def test_without_the_boost_busy_is_the_highest_clock_and_asks_when_idle(clocks: tuple[int, ...]) -> None:
@@ -35,4 +36,4 @@ def test_without_the_boost_idle_and_before_the_first_work_it_is_the_lowest_clock
 )
 def test_a_bad_parameter_is_named(clocks: tuple[int, ...], parameters: dict[str, Any], says: str) -> None:
     with pytest.raises(UserError, match=says):
-        Governor(clocks, **parameters)
+        Governor(clocks, **shipped("frequency/governor", **parameters))

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from voltana.errors import UserError
+from voltana.policies.build import shipped
 from voltana.policies.greenllm import GreenLlmDecode, GreenLlmPrefill, percentile, sustained_tokens_per_s
 from voltana.prediction.ecopred import BIN_ENDS, EcoPred, Line, Plane
 from voltana.state import Decision, LoadSnapshot, Slo
@@ -26,11 +27,18 @@ IDLE = LOAD._replace(batch_size=0, batch_tokens=0)
 
 
 def prefill(**parameters: Any) -> GreenLlmPrefill:
-    return GreenLlmPrefill(SLO, CLOCKS, HAND, **parameters)
+    return GreenLlmPrefill(
+        SLO,
+        CLOCKS,
+        HAND,
+        **shipped("frequency/greenllm_prefill", **{"min_clock_mhz": 810, "margin": 0.0, **parameters}),
+    )
 
 
 def decode(**parameters: Any) -> GreenLlmDecode:
-    return GreenLlmDecode(SLO, CLOCKS, HAND, **{"bands_mhz": (810, 1110, 1410), **parameters})
+    return GreenLlmDecode(
+        SLO, CLOCKS, HAND, **shipped("frequency/greenllm_decode", **{"bands_mhz": (810, 1110, 1410), **parameters})
+    )
 
 
 def prefill_clock(tokens: int, queued: int = 0, waited_s: float = 0.0, **parameters: Any) -> int:

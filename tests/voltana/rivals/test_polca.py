@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from voltana.errors import UserError
+from voltana.policies.build import shipped
 from voltana.policies.polca import Polca
 from voltana.state import LoadSnapshot, Phase
 
@@ -16,7 +17,7 @@ DEFAULTS = {"provisioned_w": 1000, "uncap_after_s": 0.0, "deep_cap_mhz": 1110}  
 
 
 def polca(phase: Phase = "decode", **parameters: Any) -> Polca:
-    return Polca(phase, CLOCKS, **{**DEFAULTS, **parameters})
+    return Polca(phase, CLOCKS, **shipped("frequency/polca", **{**DEFAULTS, **parameters}))
 
 
 def clocks(controller: Polca, *readings_w: float | None, step_s: float = 0.1) -> list[int]:

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from voltana.errors import UserError
+from voltana.policies.build import shipped
 from voltana.policies.power_cap import ClockWindow, PowerCap
 from voltana.state import Decision, LoadSnapshot, Slo
 
@@ -17,11 +18,15 @@ LOAD = LoadSnapshot(0.0, 1410, 40, 9000, 0, 0, 0.0, 0.0, 0, 0)
 
 
 def cap(**parameters: Any) -> PowerCap:
-    return PowerCap(SLO, CLOCKS, (100.0, 400.0), **{"cap_w": 250, "margin": 0.0, **parameters})
+    return PowerCap(
+        SLO, CLOCKS, (100.0, 400.0), **shipped("frequency/power_cap", **{"cap_w": 250, "margin": 0.0, **parameters})
+    )
 
 
 def window(**parameters: Any) -> ClockWindow:
-    return ClockWindow(SLO, CLOCKS, **{"high_mhz": 1305, "margin": 0.0, **parameters})
+    return ClockWindow(
+        SLO, CLOCKS, **shipped("frequency/power_cap_prefill", **{"high_mhz": 1305, "margin": 0.0, **parameters})
+    )
 
 
 def answers(

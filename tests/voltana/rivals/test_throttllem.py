@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from voltana.errors import UserError
+from voltana.policies.build import shipped
 from voltana.policies.throttllem import Projection, ThrottLLeM
 from voltana.prediction.ecopred import BIN_ENDS, EcoPred, Line, Plane
 from voltana.state import LoadSnapshot, Phase, RequestView, Slo
@@ -29,7 +30,7 @@ def view(age_s: float = 0.1, prompt: int = 100, produced: int = 1, expected: flo
 
 def rule(phase: Phase = "decode", capacity: int = 10**6, **parameters: Any) -> ThrottLLeM:
     parameters = {"margin": 0.0, "length_margin": 0.0, **parameters}
-    return ThrottLLeM(phase, SLO, CLOCKS, HAND, capacity, **parameters)
+    return ThrottLLeM(phase, SLO, CLOCKS, HAND, capacity, **shipped("frequency/throttllem", **parameters))
 
 
 def decode(controller: ThrottLLeM, running: list[RequestView], **changes: Any) -> int:

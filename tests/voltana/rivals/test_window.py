@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from voltana.errors import UserError
+from voltana.policies.build import shipped
 from voltana.policies.dynamollm import Window
 from voltana.prediction.ecopred import BIN_ENDS, EcoPred, Line, Plane
 from voltana.state import LoadSnapshot, Phase, Slo
@@ -25,7 +26,13 @@ START = LOAD._replace(batch_size=0, batch_tokens=0, idle_s=math.inf)
 
 
 def window(phase: Phase = "decode", **parameters: Any) -> Window:
-    return Window(phase, SLO, CLOCKS, HAND, **{"levels_mhz": LEVELS, "static_share": 0.0, **parameters})
+    return Window(
+        phase,
+        SLO,
+        CLOCKS,
+        HAND,
+        **shipped("frequency/window", **{"levels_mhz": LEVELS, "static_share": 0.0, **parameters}),
+    )
 
 
 def clocks(controller: Window, *steps: tuple[float, int], phase: Phase = "decode") -> list[int]:
