@@ -176,15 +176,10 @@ def _number(where: str, text: str) -> float:
 
 def configuration(cell: Cell, seed: int | None = None) -> dict[str, Any]:
     """The configuration of a cell, as `voltana-sim` composes it; the seed is its default unless given."""
-    import hydra_plugins.voltana  # noqa: F401  (conf/sim.yaml names its launcher)
-    from hydra import compose, initialize_config_module
-
-    from voltana.app.resolve import resolve
+    from voltana.sim.run.compose import compose_sim
 
     chosen = [f"model={cell.model}", f"trace={cell.trace}", *SERIES[cell.series], f"rps={cell.rps:g}"]
-    overrides = [*SETTING, *chosen, *([] if seed is None else [f"seed={seed}"])]
-    with initialize_config_module("voltana.conf", version_base="1.3"):
-        return resolve(compose("sim", overrides=overrides))
+    return compose_sim(*SETTING, *chosen, *([] if seed is None else [f"seed={seed}"]))
 
 
 def busy_energy_j(rows: pd.DataFrame, end_s: float) -> float:

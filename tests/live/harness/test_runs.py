@@ -14,9 +14,23 @@ import pytest
 from tests.live.owner import LocalOwner, SteadyGpu
 from voltana.record import RunRecord
 
-COMPARE = Path(sys.executable).parent / "voltana-compare"
+SIMULATE, COMPARE = (Path(sys.executable).parent / name for name in ("voltana-sim", "voltana-compare"))
 Start = Callable[..., Any]
 Checked = Callable[[Path], RunRecord]
+
+
+def typed(*words: str | Path) -> subprocess.CompletedProcess[str]:
+    """A command that ends well."""
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done
+
+
+def beside_its_twin(folder: Path) -> subprocess.CompletedProcess[str]:
+    """A live record compared with its simulation."""
+    twin = folder.parent / "twin"
+    typed(SIMULATE, f"replay={folder}", f"hydra.run.dir={twin}")
+    return typed(COMPARE, "--gap", f"runs=[{folder},{twin}]")
 
 
 def test_a_run_against_emulated_servers(start: Start, checked: Checked) -> None:
@@ -38,8 +52,7 @@ def test_the_gap_to_the_simulator(start: Start) -> None:
     """Energy alone is asserted: emulated servers keep exact time however busy this machine is; latencies are not."""
     ended = start("duration_s=6").end()
     assert ended.status == 0, ended.output
-    done = subprocess.run([COMPARE, "--gap", ended.folder], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    done = beside_its_twin(ended.folder)
     rows = {line[:22].strip(): line[22:].split() for line in done.stdout.splitlines() if "%" in line}
     live_kj, simulated_kj = (float(value) for value in rows["energy, kJ"][:2])
     assert live_kj == pytest.approx(simulated_kj, rel=0.05)
@@ -88,9 +101,8 @@ def test_what_is_recorded_is_what_the_gpus_tell(attach: Start, checked: Checked,
     assert summary["live"]["commands_refused"]
     for note in summary["energy_notes"]:
         assert note in ended.output
-    for words in ([f"runs={ended.folder}", "baseline=static_1005"], ["--gap", str(ended.folder)]):
-        done = subprocess.run([COMPARE, *words], capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stderr
+    typed(COMPARE, f"runs={ended.folder}", "baseline=static_1005")
+    done = beside_its_twin(ended.folder)
     assert re.search(r"energy, kJ +- +[\d.]+ +-$", done.stdout, flags=re.MULTILINE)
 
 
