@@ -44,7 +44,7 @@ test-torch: $(DEV)  ## tests of the GPU profiler: installs torch, runs at tiny s
 	$(BIN)/python -m pytest -n 2 tests/live/profiling
 
 test-live: $(DEV) sglang $(SGLANG_ROUTER)/.ready  ## tests on real SGLang servers, on the CPU; needs no GPU
-	VOLTANA_SGLANG=$(SGLANG) VOLTANA_SGLANG_ROUTER=$(SGLANG_ROUTER) $(BIN)/python -m pytest tests/sglang --durations=10
+	VOLTANA_SGLANG=$(SGLANG) VOLTANA_SGLANG_ROUTER=$(SGLANG_ROUTER) $(BIN)/python -m pytest tests/live/servers/sglang --durations=10
 
 sglang: $(READY)  ## the environment of stock SGLang on a CPU: 3.2 GB; what is there already is not built again
 	$(BIN)/python -m voltana.live.servers.sglang.environment $(SGLANG) --install-system-libraries

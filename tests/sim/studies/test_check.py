@@ -16,7 +16,7 @@ from voltana.sim.studies.check.histories import World, record_worlds
 from voltana.sim.studies.check.policy import check_policy
 
 POLICIES = sorted(file.stem for file in (Path(conf.__file__).parent / "policy").glob("*.yaml"))
-CASES = Path(__file__).parents[1] / "cases" / "promises"
+CASES = Path(__file__).parents[2] / "cases" / "promises"
 SMALL = {"requests": 40, "questions": 200, "decision_us": 20_000}
 Values = Callable[..., dict[str, Any]]
 

@@ -14,7 +14,7 @@ from voltana.errors import PolicyError
 from voltana.record import SUMMARY
 from voltana.sim.run.simulate import simulate
 
-CASES = Path(__file__).parents[1] / "cases" / "policies"
+CASES = Path(__file__).parents[2] / "cases" / "policies"
 PARTS = {
     "prefill_controller": "/frequency@{}: static",
     "decode_controller": "/frequency@{}: static",

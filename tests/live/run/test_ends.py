@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.live.harness.conftest import rows_of
+from tests.live.run.conftest import rows_of
 from voltana.record import RunRecord
 
 Start = Callable[..., Any]

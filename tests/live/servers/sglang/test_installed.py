@@ -14,7 +14,7 @@ from voltana.live.servers.sglang.environment import REQUIREMENTS, Environment, b
 from voltana.live.servers.sglang.flags import DISAGGREGATION_FLAGS, FLAGS
 from voltana.live.telemetry import sglang_plugin
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[4]
 CONTRACT = ROOT / "tests" / "live" / "telemetry" / "test_contract.py"
 
 

@@ -9,7 +9,7 @@ import pytest
 from voltana.sim.calibration import kernels as calibrate
 from voltana.sim.plant import GpuSpec
 
-DATA = Path(os.environ.get("VOLTANA_DATA", Path(__file__).parents[2] / ".." / "shared" / "data"))
+DATA = Path(os.environ.get("VOLTANA_DATA", Path(__file__).parents[3] / ".." / "shared" / "data"))
 pytestmark = pytest.mark.skipif(not (DATA / "profiles").is_dir(), reason="no measurements (VOLTANA_DATA)")
 
 

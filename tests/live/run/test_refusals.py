@@ -11,7 +11,7 @@ from hydra import compose, initialize_config_module
 from hydra.errors import InstantiationException
 from rich.console import Console
 
-from tests.live.harness.conftest import SMALL_PROFILE
+from tests.live.run.conftest import SMALL_PROFILE
 from voltana.app.cli import explain
 from voltana.app.resolve import resolve
 from voltana.errors import UserError

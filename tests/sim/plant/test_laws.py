@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from voltana.sim.plant import EngineSpec, GpuSpec, ModelSpec, Plant
 
-CONF = Path(__file__).parents[2] / "conf"
+CONF = Path(__file__).parents[3] / "conf"
 GPU = GpuSpec.from_mapping(yaml.safe_load((CONF / "gpu" / "a100_sxm4_80g_calibrated.yaml").read_text()))
 LLAMA = ModelSpec.from_mapping(yaml.safe_load((CONF / "model" / "llama31_8b.yaml").read_text()))
 CLOCKS = st.sampled_from(GPU.clocks())

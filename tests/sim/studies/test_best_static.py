@@ -105,7 +105,7 @@ def test_a_bad_value_ends_in_one_line_and_status_2(capsys: pytest.CaptureFixture
 
 
 def test_the_shipped_file_has_the_form_of_a_written_one() -> None:
-    shipped = yaml.safe_load((Path(__file__).parents[2] / "conf/policy/best_static.yaml").read_text())
+    shipped = yaml.safe_load((Path(__file__).parents[3] / "conf/policy/best_static.yaml").read_text())
     out = Outcome(Pair(1275, 1110), 1, 1, 1, 1, 1)
     written = yaml.safe_load(policy_yaml(Search(lambda pairs: [out for _ in pairs], [1275], 0.01).find(), "command"))
     for phase in ("prefill", "decode"):

@@ -1,4 +1,4 @@
-"""Answers that are allowed pass as they are; tests/sim/test_own_policy.py has those that are not."""
+"""Answers that are allowed pass as they are; tests/sim/run/test_own_policy.py has those that are not."""
 
 import math
 import pickle

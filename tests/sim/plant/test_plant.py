@@ -11,7 +11,7 @@ from voltana.errors import UserError
 from voltana.sim.plant import EngineSpec, GpuSpec, ModelSpec, Plant
 from voltana.sim.plant.operators import gemm_waves
 
-CONF = Path(__file__).parents[2] / "conf"
+CONF = Path(__file__).parents[3] / "conf"
 
 
 def section(group: str, name: str) -> dict[str, Any]:

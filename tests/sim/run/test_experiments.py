@@ -13,7 +13,7 @@ from voltana.sim.run.build import RunBuilder
 from voltana.sim.run.compose import compose_sim
 from voltana.sim.run.config import SimConfig, parse
 
-PRESETS = sorted((Path(__file__).parents[2] / "conf" / "experiment").glob("*.yaml"))
+PRESETS = sorted((Path(__file__).parents[3] / "conf" / "experiment").glob("*.yaml"))
 
 
 def swept(path: Path) -> list[tuple[str, ...]]:

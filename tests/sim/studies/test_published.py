@@ -12,7 +12,7 @@ from voltana.errors import UserError
 from voltana.sim.studies import published
 from voltana.sim.studies.published import Cell, Comparison, Point
 
-DATA = Path(os.environ.get("VOLTANA_DATA", Path(__file__).parents[2] / ".." / "shared" / "data"))
+DATA = Path(os.environ.get("VOLTANA_DATA", Path(__file__).parents[3] / ".." / "shared" / "data"))
 LLAMA = DATA / "paper" / "llama31_8b_sharegpt.csv"
 needs_data = pytest.mark.skipif(not LLAMA.is_file(), reason="no published curves (VOLTANA_DATA)")
 
