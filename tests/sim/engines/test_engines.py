@@ -4,18 +4,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.sim.records import assert_same, assert_same_table
 from voltana import conf
 from voltana.record import RunRecord
 from voltana.sim.fast.decode import LongestGaps, Run
 from voltana.sim.run.simulate import simulate
 
-TOLERANCE = 1e-9
 POLICIES = sorted(file.stem for file in (Path(conf.__file__).parent / "policy").glob("*.yaml"))
 Values = Callable[..., dict[str, Any]]
 
@@ -64,9 +62,7 @@ def _both(values: Values, tmp_path_factory: pytest.TempPathFactory) -> Callable[
 @given(choice=RUNS)
 def test_both_engines_write_the_same_record(both: Callable[..., list[RunRecord]], choice: dict[str, Any]) -> None:
     reference, fast = both(*(f"{key}={value}" for key, value in choice.items()))
-    _same_table(reference.requests(), fast.requests())
-    _same_table(reference.instances(), fast.instances())
-    _same_numbers(reference.summary, fast.summary)
+    assert_same(reference, fast)
 
 
 @pytest.mark.parametrize(
@@ -83,9 +79,7 @@ def test_both_engines_write_the_same_record(both: Callable[..., list[RunRecord]]
 def test_controllers_that_must_be_asked_more_often(both: Callable[..., list[RunRecord]], change: str) -> None:
     reference, fast = both("policy=voltana", "rps=25", "requests=150", "slo.itl_ms=14", "slo.ttft_ms=40", change)
     assert reference.summary["clock_changes"] > 0
-    _same_table(reference.requests(), fast.requests())
-    _same_table(reference.instances(), fast.instances())
-    _same_numbers(reference.summary, fast.summary)
+    assert_same(reference, fast)
 
 
 @pytest.mark.parametrize("router", ["ecoroute_released", "tile_aware"])
@@ -99,9 +93,7 @@ def test_routers_that_choose_at_arrival(
     objective = ("policy.decode_router.objective_ms=14",) if router == "ecoroute_released" else ()
     load = ("rps=60", "requests=200", "cluster.decode_instances=3")
     reference, fast = both(*choice, *objective, *load, *trace)
-    _same_table(reference.requests(), fast.requests())
-    _same_table(reference.instances(), fast.instances())
-    _same_numbers(reference.summary, fast.summary)
+    assert_same(reference, fast)
 
 
 def test_answers_of_one_token_leave_an_idle_instance_idle(both: Callable[..., list[RunRecord]], tmp_path: Path) -> None:
@@ -110,32 +102,11 @@ def test_answers_of_one_token_leave_an_idle_instance_idle(both: Callable[..., li
     trace.write_text("arrival_s,input_tokens,output_tokens\n" + "".join(f"{a},{i},{o}\n" for a, i, o in rows))
     replay = ("trace=file", f"trace.path={trace}", "arrival=timestamps", "duration_s=null", "requests=100")
     reference, fast = both("policy=voltana", "slo.itl_ms=7", "cluster.decode_instances=1", *replay)
-    _same_table(reference.requests(), fast.requests())
-    _same_table(reference.instances(), fast.instances())
+    assert_same_table(reference.requests(), fast.requests())
+    assert_same_table(reference.instances(), fast.instances())
     decode = reference.instances().query("phase == 'decode' and 2 < time_s < 16")
     assert decode.batch_size.tolist() == [0] and decode.clock_mhz.tolist() == [1005]
     assert 5 < decode.time_s.iloc[0] < 6  # asked after 5 s of idleness, which no such answer interrupts
-
-
-def _same_table(reference: pd.DataFrame, fast: pd.DataFrame) -> None:
-    assert len(reference) == len(fast)
-    for name in reference:
-        left, right = reference[name], fast[name]
-        if left.dtype.kind == "f":
-            np.testing.assert_allclose(right, left, rtol=TOLERANCE, atol=TOLERANCE, err_msg=name)
-        else:
-            pd.testing.assert_series_equal(left, right)
-
-
-def _same_numbers(reference: Any, fast: Any, key: str = "") -> None:
-    if isinstance(reference, dict):
-        assert reference.keys() == fast.keys()
-        for name in reference.keys() - {"wall_s", "simulated_requests_per_s"}:
-            _same_numbers(reference[name], fast[name], f"{key}.{name}")
-    elif isinstance(reference, float):
-        assert fast == pytest.approx(reference, rel=TOLERANCE, abs=1e-12), key
-    else:
-        assert fast == reference, key
 
 
 @given(
