@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class Compared(NamedTuple):
-    """A number of both worlds."""
+    """A number of both worlds, in the unit that its name tells."""
 
     name: str
     live: float | None
@@ -99,7 +99,7 @@ def _value(summary: Mapping[str, Any], path: tuple[str, ...]) -> float | None:
 
 
 def rich_table(rows: list[Compared]) -> Table:
-    """As a person reads it."""
+    """A row per number: its name, live, simulated, and the difference in % or points; - for what is not known."""
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False)

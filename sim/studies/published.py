@@ -51,7 +51,7 @@ APART_POINTS = 5.0
 
 
 class Cell(NamedTuple):
-    """What was run."""
+    """What was run: names as in conf/, a series of `SERIES`, requests per second."""
 
     model: str
     trace: str
@@ -65,7 +65,7 @@ class Cell(NamedTuple):
 
 
 class Point(NamedTuple):
-    """What a policy attains at a request rate."""
+    """What a policy attains at a request rate, in % of requests and in kJ."""
 
     cell: Cell
     ttft_pct: float
@@ -83,12 +83,12 @@ class Comparison(NamedTuple):
 
     @property
     def ttft_points(self) -> float:
-        """Simulated minus published attainment, percentage points."""
+        """Simulated minus published attainment of TTFT, percentage points."""
         return self.simulated.ttft_pct - self.published.ttft_pct
 
     @property
     def itl_points(self) -> float:
-        """The same for ITL."""
+        """Simulated minus published attainment of ITL, percentage points."""
         return self.simulated.itl_pct - self.published.itl_pct
 
     @property
