@@ -28,6 +28,8 @@ from voltana.prediction.profile import Sample, read_profile
 from voltana.sim.plant import EngineSpec, GpuSpec, ModelSpec, Plant
 from voltana.sim.run.compose import compose_sim
 
+pytestmark = pytest.mark.slow
+
 CLOCKS_MHZ = (1005, 1410)
 QUICK = {
     "source": "sglang",

@@ -12,6 +12,8 @@ import pytest
 from tests.live.run.conftest import rows_of
 from voltana.record import RunRecord
 
+pytestmark = pytest.mark.slow
+
 Start = Callable[..., Any]
 Checked = Callable[[Path], RunRecord]
 

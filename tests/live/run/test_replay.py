@@ -19,6 +19,8 @@ from voltana.sim.run.compose import compose_sim
 from voltana.state import Slo
 from voltana.traces.stream import Request
 
+pytestmark = pytest.mark.slow
+
 
 class Nowhere:
     """A writer of a record that nobody keeps."""

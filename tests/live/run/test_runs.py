@@ -14,6 +14,8 @@ import pytest
 from tests.live.owner import LocalOwner, SteadyGpu
 from voltana.record import RunRecord
 
+pytestmark = pytest.mark.slow
+
 SIMULATE, COMPARE = (Path(sys.executable).parent / name for name in ("voltana-sim", "voltana-compare"))
 Start = Callable[..., Any]
 Checked = Callable[[Path], RunRecord]

@@ -72,6 +72,7 @@ def worst(gpu: GpuSpec, clocks: Sequence[int]) -> tuple[float, float]:
     return max(e[0] for e in errors), max(e[1] for e in errors)
 
 
+@pytest.mark.slow
 def test_one_clock_gives_that_clock_back_and_no_more() -> None:
     fitted, errors = calibrate(replace(BASE_GPU, name="x"), Table("t.csv", profile([1410]), {}), SETUP)
     for line in errors:
@@ -85,6 +86,7 @@ def test_one_clock_gives_that_clock_back_and_no_more() -> None:
         assert getattr(fitted.gpu, key) == getattr(BASE_GPU, key)
 
 
+@pytest.mark.slow
 def test_several_clocks_give_the_law_of_power() -> None:
     rows = profile([705, 1005, 1200, 1410])[::2]
     fitted, _ = calibrate(replace(BASE_GPU, name="x"), Table("t.csv", rows, {}), SETUP)
@@ -96,6 +98,7 @@ def test_several_clocks_give_the_law_of_power() -> None:
     assert fitted.gpu.base_w == pytest.approx(80.0, rel=0.1)
 
 
+@pytest.mark.slow
 def test_without_energy_only_times_are_fitted() -> None:
     rows = [row._replace(energy_j=None) for row in profile([1410])]
     fitted, errors = calibrate(BASE_GPU, Table("t.csv", rows, {}), SETUP)
@@ -117,6 +120,7 @@ def test_a_card_describes_itself() -> None:
     assert described(BASE_GPU, "same", {}) == replace(BASE_GPU, name="same")
 
 
+@pytest.mark.slow
 def test_the_yaml_is_the_gpu() -> None:
     fitted, errors = calibrate(replace(BASE_GPU, name="mine"), Table("t.csv", profile([1410]), {}), SETUP)
     text = gpu_yaml(fitted, errors, Table("t.csv", profile([1410]), {}), BASE)
@@ -138,6 +142,7 @@ def command(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
     return voltana.sim.calibration.kernels.main()
 
 
+@pytest.mark.slow
 def test_from_table_to_simulation(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -48,6 +48,7 @@ def published(constants: Mapping[str, float]) -> list[Point]:
     return found
 
 
+@pytest.mark.slow
 def test_the_fit_finds_the_constants_that_made_the_points(monkeypatch: pytest.MonkeyPatch, pool: Executor) -> None:
     monkeypatch.setattr(testbed, "run", respond)
     monkeypatch.setattr(testbed, "STEPS", dict.fromkeys(KEYS, 0.02))
@@ -74,6 +75,7 @@ def test_residuals_are_weighted_and_grow_with_the_root_beyond_one() -> None:
     assert testbed.residuals(found(62.0), {"llama31_8b": 0.05}) == pytest.approx([-np.sqrt(3), 0.0, 0.0])
 
 
+@pytest.mark.slow
 def test_constants_go_into_the_configuration() -> None:
     shipped = testbed.shipped()
     assert shipped.keys() == STEPS.keys()

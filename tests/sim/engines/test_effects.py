@@ -52,6 +52,7 @@ def test_a_throttled_gpu_draws_its_limit_and_is_slower(run: Run) -> None:
     assert _ttft(limited) > _ttft(free) and _itl(limited) > _itl(free)
 
 
+@pytest.mark.slow
 def test_padding_makes_odd_batches_slower(run: Run) -> None:
     odd = ("trace=fixed", "trace.input_tokens=20", "trace.output_tokens=200", "cluster.decode_instances=1", "rps=80")
     odd += ("requests=400",)
@@ -67,6 +68,7 @@ def test_noise_spreads_iterations_around_the_same_median(run: Run) -> None:
     assert _itl(noisy) == pytest.approx(_itl(exact), rel=0.05)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("slower", ["nvml", "nvidia_smi"])
 def test_slow_actuation_lags(run: Run, slower: str) -> None:
     tight: list[Any] = ["policy=voltana", "slo.ttft_ms=100", "rps=30"]

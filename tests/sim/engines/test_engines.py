@@ -58,6 +58,7 @@ def _both(values: Values, tmp_path_factory: pytest.TempPathFactory) -> Callable[
     return go
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(choice=RUNS)
 def test_both_engines_write_the_same_record(both: Callable[..., list[RunRecord]], choice: dict[str, Any]) -> None:
@@ -82,6 +83,7 @@ def test_controllers_that_must_be_asked_more_often(both: Callable[..., list[RunR
     assert_same(reference, fast)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("router", ["ecoroute_released", "tile_aware"])
 @pytest.mark.parametrize(
     "trace", [("trace=sharegpt",), ("trace=fixed", "trace.output_tokens=6", "trace.geometric=both")]

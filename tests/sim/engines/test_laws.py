@@ -44,6 +44,7 @@ def _record_of(
     return go
 
 
+@pytest.mark.slow
 @settings(max_examples=25, deadline=None)
 @given(choice=WORKLOADS)
 def test_laws(record_of: Callable[[dict[str, Any]], RunRecord], choice: dict[str, Any]) -> None:
@@ -132,6 +133,7 @@ def test_same_seed_same_bytes(run: Run) -> None:
     }
 
 
+@pytest.mark.slow
 def test_another_seed_is_another_run(run: Run) -> None:
     first, second = run("seed=1"), run("seed=2")
     assert (first.folder / REQUESTS).read_bytes() != (second.folder / REQUESTS).read_bytes()
@@ -146,6 +148,7 @@ def test_idle_instances_draw_idle_power(run: Run) -> None:
     assert idle.power_w.iloc[0] < rows[rows.batch_size > 0].power_w.min()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("policy", ["static_max", "static_1005"])
 def test_a_lower_clock_is_slower_and_cheaper(run: Run, policy: str) -> None:
     clocks = {name: run(f"policy={name}").summary for name in ("static_max", "static_1005")}

@@ -21,6 +21,7 @@ Run = Callable[..., RunRecord]
 POLICIES = sorted(path.stem for path in (Path(conf.__file__).parent / "policy").glob("*.yaml"))
 
 
+@pytest.mark.slow
 def test_it_meets_the_objectives_for_hardly_more_than_any_fixed_clock(run: Run) -> None:
     """It takes the least energy iteration by iteration, which is not always the least of a run: a slower iteration
     gathers a larger batch for the next."""
@@ -41,6 +42,7 @@ def _plants() -> list[Plant]:
     return [build_plant(parse(SimConfig, compose_sim(f"model={m}"))) for m in ("llama31_8b", "ministral_3b")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("drawn_anyway_w", [0, 30])
 def test_on_the_real_plant_it_finds_the_least_energy_of_all_clocks(plants: list[Plant], drawn_anyway_w: float) -> None:
     """The search stops once energy has risen by a tenth: nothing beyond is ever less."""

@@ -50,6 +50,7 @@ CASES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES, ids=lambda case: " ".join((case.policy, *case.load)))
 def test_both_engines_write_the_same_record(run: Run, case: Case) -> None:
     words = (f"policy={case.policy}", "requests=60", *case.load)

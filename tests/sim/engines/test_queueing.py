@@ -29,6 +29,8 @@ from voltana.traces.arrivals import Poisson
 from voltana.traces.lengths import Fixed
 from voltana.traces.stream import Block
 
+pytestmark = pytest.mark.slow
+
 CLOCKS = (700, 1400)
 ENGINES = {"reference": Cluster, "fast": FastCluster}
 MANY = {"reference": 8_000, "fast": 30_000}

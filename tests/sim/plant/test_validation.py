@@ -19,6 +19,7 @@ def calibration() -> tuple[GpuSpec, dict[str, calibrate.Line]]:
     return gpu, {line.group: line for line in lines}
 
 
+@pytest.mark.slow
 def test_the_shipped_constants_are_the_fitted_ones() -> None:
     assert calibrate.differences(calibration()[0], calibrate.load_gpu()) == []
 

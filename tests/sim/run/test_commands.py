@@ -185,6 +185,7 @@ def test_bad_input_is_one_line_and_status_2(call: Call, tmp_path: Path, override
     assert not (tmp_path / "run" / SUMMARY).exists()
 
 
+@pytest.mark.slow
 def test_a_sweep_runs_every_combination_and_resumes(call: Call, tmp_path: Path) -> None:
     sweep = ("-m", *SMALL, f"hydra.sweep.dir={tmp_path}/sweep", "policy=static_max,static_1005")
     assert call(voltana.sim.run.commands.simulate, *sweep, "seed=1,2").status == 0
@@ -200,6 +201,7 @@ def test_a_sweep_runs_every_combination_and_resumes(call: Call, tmp_path: Path) 
     assert changed == [records[2].folder]
 
 
+@pytest.mark.slow
 def test_a_sweep_finishes_the_good_runs_and_names_the_bad(call: Call, tmp_path: Path) -> None:
     outcome = call(voltana.sim.run.commands.simulate, "-m", *SMALL, f"hydra.sweep.dir={tmp_path}/sweep", "rps=-1,20")
     assert outcome.status == 2
@@ -207,6 +209,7 @@ def test_a_sweep_finishes_the_good_runs_and_names_the_bad(call: Call, tmp_path: 
     assert len(find_records([tmp_path / "sweep"])) == 1
 
 
+@pytest.mark.slow
 def test_the_same_run_is_not_run_again_and_another_does_not_replace_it(call: Call, tmp_path: Path) -> None:
     assert call(voltana.sim.run.commands.simulate, *SMALL, "hydra.run.dir=run").status == 0
     written_ns = (tmp_path / "run" / SUMMARY).stat().st_mtime_ns
@@ -230,6 +233,7 @@ def test_a_run_whose_trace_or_predictor_changed_is_run_again(call: Call, tmp_pat
     assert (RunRecord(tmp_path / "run").requests().output_tokens == 100).all()
 
 
+@pytest.mark.slow
 def test_two_runs_of_one_folder_do_not_mix(tmp_path: Path) -> None:
     script = "from voltana.sim.run.commands import simulate; simulate()"
     command = [sys.executable, "-c", script, "duration_s=100000", "policy=static_max", "hydra.run.dir=run"]
@@ -245,6 +249,7 @@ def test_two_runs_of_one_folder_do_not_mix(tmp_path: Path) -> None:
     assert RunRecord(tmp_path / "run").config["rps"] == 75
 
 
+@pytest.mark.slow
 def test_a_killed_run_can_be_looked_at_and_is_left_out(
     call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -268,6 +273,7 @@ def test_a_killed_run_can_be_looked_at_and_is_left_out(
     assert again.status == 0
 
 
+@pytest.mark.slow
 def test_runs_of_another_sweep_are_kept_and_told(call: Call, tmp_path: Path) -> None:
     sweep = ("-m", "duration_s=4", "policy=static_max", "hydra.sweep.dir=sweep")
     assert call(voltana.sim.run.commands.simulate, *sweep, "rps=20,21").status == 0
@@ -281,6 +287,7 @@ def test_runs_of_another_sweep_are_kept_and_told(call: Call, tmp_path: Path) -> 
     assert "sweeps are mixed" not in call(voltana.analysis.commands.compare, "runs=sweep").out
 
 
+@pytest.mark.slow
 def test_what_is_there_already_is_known_under_any_launcher(call: Call, tmp_path: Path) -> None:
     sweep = ("-m", *SMALL, "policy=static_max", "seed=1,2", "hydra.sweep.dir=sweep", "hydra/launcher=basic")
     assert "there already" not in call(voltana.sim.run.commands.simulate, *sweep).err
@@ -304,6 +311,7 @@ class Raises:
 """
 
 
+@pytest.mark.slow
 def test_a_run_that_fails_takes_no_other_with_it(call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One policy raises, one kills its process; the runs beside them and after them end."""
     (tmp_path / "launched.py").write_text(LAUNCHED)
@@ -359,6 +367,7 @@ def test_output_that_cannot_be_written_is_one_line(call: Call, tmp_path: Path, o
         assert outcome.status == 2 and out in outcome.err and outcome.err.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_leaves_a_valid_record(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     script = "from voltana.sim.run.commands import simulate; simulate()"
@@ -377,6 +386,7 @@ def test_an_interrupted_run_leaves_a_valid_record(tmp_path: Path) -> None:
     assert len(record.instances()) > 0
 
 
+@pytest.mark.slow
 def test_an_interrupted_sweep_stops_at_once_and_goes_on_later(call: Call, tmp_path: Path) -> None:
     folder = tmp_path / "sweep"
     script = "from voltana.sim.run.commands import simulate; simulate()"
@@ -394,6 +404,7 @@ def test_an_interrupted_sweep_stops_at_once_and_goes_on_later(call: Call, tmp_pa
     assert [record.summary["interrupted"] for record in find_records([folder])] == [False] * 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("delay_s", [0.0, 0.3, 0.6])
 def test_interrupting_while_processes_start_is_quiet(tmp_path: Path, delay_s: float) -> None:
     script = "from voltana.sim.run.commands import simulate; simulate()"
@@ -411,6 +422,7 @@ def test_interrupting_while_processes_start_is_quiet(tmp_path: Path, delay_s: fl
     assert process.returncode == 130 and err.splitlines() == ["voltana-sim: interrupted"], err
 
 
+@pytest.mark.slow
 def test_profile_then_fit_then_use_the_predictor(call: Call, tmp_path: Path) -> None:
     profiled = call(voltana.sim.run.commands.profile, "out=table.csv", "profile.clocks_mhz=[1005,1410]")
     assert profiled.status == 0 and "table.csv" in profiled.out

@@ -13,6 +13,8 @@ from voltana.sim.run.build import RunBuilder
 from voltana.sim.run.compose import compose_sim
 from voltana.sim.run.config import SimConfig, parse
 
+pytestmark = pytest.mark.slow
+
 PRESETS = sorted((Path(__file__).parents[3] / "conf" / "experiment").glob("*.yaml"))
 
 

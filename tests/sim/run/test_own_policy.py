@@ -14,6 +14,8 @@ from voltana.errors import PolicyError
 from voltana.record import SUMMARY
 from voltana.sim.run.simulate import simulate
 
+pytestmark = pytest.mark.slow
+
 CASES = Path(__file__).parents[2] / "cases" / "policies"
 PARTS = {
     "prefill_controller": "/frequency@{}: static",

@@ -15,6 +15,8 @@ from voltana.sim.studies.check.config import CheckConfig, parse
 from voltana.sim.studies.check.histories import World, record_worlds
 from voltana.sim.studies.check.policy import check_policy
 
+pytestmark = pytest.mark.slow
+
 POLICIES = sorted(file.stem for file in (Path(conf.__file__).parent / "policy").glob("*.yaml"))
 CASES = Path(__file__).parents[2] / "cases" / "promises"
 SMALL = {"requests": 40, "questions": 200, "decision_us": 20_000}

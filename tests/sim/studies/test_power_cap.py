@@ -11,6 +11,8 @@ import yaml
 
 from voltana.sim.studies.power_cap import Trial, calibrate, caps_to_try, chosen_cap, power_limits_w
 
+pytestmark = pytest.mark.slow
+
 Values = Callable[..., dict[str, Any]]
 LOADED = ("rps=60", "duration_s=8")
 NATURAL = Trial(None, 390.0, 1e5, 1000.0, 0.99, 30.0)

@@ -12,6 +12,8 @@ from voltana.errors import UserError
 from voltana.sim.studies import published
 from voltana.sim.studies.published import Cell, Comparison, Point
 
+pytestmark = pytest.mark.slow
+
 DATA = Path(os.environ.get("VOLTANA_DATA", Path(__file__).parents[3] / ".." / "shared" / "data"))
 LLAMA = DATA / "paper" / "llama31_8b_sharegpt.csv"
 needs_data = pytest.mark.skipif(not LLAMA.is_file(), reason="no published curves (VOLTANA_DATA)")

@@ -81,6 +81,7 @@ def test_job_gets_the_configuration_with_overrides(run: Run) -> None:
     assert (status, err, seen) == (0, "", [(5, "other")])
 
 
+@pytest.mark.slow
 def test_sweep_runs_every_combination_in_its_own_folder(run: Run) -> None:
     seen: list[tuple[int, str]] = []
     job = lambda config: seen.append((config.rps, config.policy.name))  # noqa: E731
@@ -140,6 +141,7 @@ def test_several_values_without_a_sweep(run: Run) -> None:
     )
 
 
+@pytest.mark.slow
 def test_sweep_reports_its_refused_jobs_after_the_last(run: Run) -> None:
     finished: list[int] = []
 

@@ -22,6 +22,8 @@ from voltana.live.telemetry.message import Telemetry
 from voltana.live.telemetry.subscriber import Subscriber
 from voltana.sim.plant import EngineSpec, GpuSpec, ModelSpec, Plant
 
+pytestmark = pytest.mark.slow
+
 Run = Callable[..., None]
 
 

@@ -35,11 +35,10 @@ KV_TOKENS = 60_000
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """A test that kills a server comes after all others."""
+    for item in items:
+        if Path(__file__).parent in item.path.parents:
+            item.add_marker("real_servers")
     items.sort(key=lambda item: item.get_closest_marker("fatal") is not None)
-
-
-def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "fatal: kills a server that other tests need")
 
 
 @pytest.fixture(scope="session")
