@@ -34,6 +34,7 @@ def test_what_is_beyond_its_bound_is_named(latencies: tuple[Any, Any, Any], expe
     assert starved(*latencies) == expected
 
 
+@pytest.mark.slow
 def test_a_client_and_a_server_that_stood_still_are_told(start: Start, checked: Callable[[Path], RunRecord]) -> None:
     run = start("duration_s=3")
     run.says("of 3 s:")

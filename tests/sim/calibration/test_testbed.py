@@ -91,6 +91,7 @@ def test_bad_data_is_told_in_one_line(tmp_path: object, capsys: pytest.CaptureFi
     assert "paper: found no *.csv" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_an_interrupted_fit_goes_on(monkeypatch: pytest.MonkeyPatch, pool: Executor, tmp_path: Path) -> None:
     monkeypatch.setattr(testbed, "STEPS", dict.fromkeys(KEYS, 0.02))
     points, path = published(dict.fromkeys(KEYS, 1.03)), tmp_path / "notes.json"

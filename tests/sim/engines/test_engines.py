@@ -66,6 +66,7 @@ def test_both_engines_write_the_same_record(both: Callable[..., list[RunRecord]]
     assert_same(reference, fast)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "change",
     [
