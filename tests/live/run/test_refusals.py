@@ -17,6 +17,8 @@ from voltana.app.resolve import resolve
 from voltana.errors import UserError
 from voltana.live.run.command import replay
 
+pytestmark = pytest.mark.slow
+
 ATTACHED = (
     "servers=attach",
     "servers.prefill=[{url: 'http://127.0.0.1:1', bootstrap_port: 1, telemetry: 'ipc:///a'},"

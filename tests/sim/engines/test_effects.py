@@ -7,6 +7,8 @@ import pytest
 
 from voltana.record import RunRecord
 
+pytestmark = pytest.mark.slow
+
 Run = Callable[..., RunRecord]
 
 

@@ -42,6 +42,7 @@ def test_what_an_encoding_lacks_is_a_question_mark(monkeypatch: pytest.MonkeyPat
     assert written.getvalue() == b"3 ? 1 ?\n"
 
 
+@pytest.mark.slow
 def test_surroundings_change_no_number_and_no_status(tmp_path: Path) -> None:
     found = []
     for index, extra in enumerate(({}, SURROUNDINGS)):
