@@ -39,7 +39,7 @@ live-demo: $(DEV) sglang  ## real SGLang servers on the CPU, 2P2D, under two pol
 test: $(DEV)  ## all tests
 	$(BIN)/python -m pytest -n 3 --dist worksteal
 
-test-fast: $(DEV)  ## a test or more of every room in less than a minute; `make test` has them all
+test-fast: $(DEV)  ## the quick tests of every room; `make test` has all
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow"
 
 test-torch: $(DEV)  ## tests of the GPU profiler: installs torch, runs at tiny size on the CPU
