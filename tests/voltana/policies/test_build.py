@@ -2,6 +2,8 @@
 
 import importlib
 from collections.abc import Callable, Iterator
+from copy import deepcopy
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -161,10 +163,20 @@ def hydra() -> Iterator[None]:
     GlobalHydra.instance().clear()
 
 
-def composed(*overrides: str) -> dict[str, Any]:
-    """The policy part of `conf/sim.yaml`, without the launcher of sweeps."""
+@cache
+def _composed(*overrides: str) -> dict[str, Any]:
     policy: dict[str, Any] = resolve(compose("sim", ["hydra/launcher=basic", *overrides]))["policy"]
     return policy
+
+
+def composed(*overrides: str) -> dict[str, Any]:
+    """The policy part of `conf/sim.yaml`, without the launcher of sweeps."""
+    return deepcopy(_composed(*overrides))
+
+
+def in_both_phases(group: str, part: str, name: str) -> list[str]:
+    """A part in either phase, so that one composition serves the tests of both."""
+    return ["policy=static_max", *(f"{group}@policy.{phase}_{part}={name}" for phase in ("prefill", "decode"))]
 
 
 def assert_decides(controller: Any, clocks: tuple[int, ...]) -> None:
@@ -181,7 +193,7 @@ def assert_routes(router: Any) -> None:
 @pytest.mark.parametrize("name", options("frequency"))
 @pytest.mark.parametrize("phase", ["prefill", "decode"])
 def test_every_controller_we_ship_builds(offers: Offers, clocks: tuple[int, ...], name: str, phase: str) -> None:
-    config = composed("policy=static_max", f"frequency@policy.{phase}_controller={name}")[f"{phase}_controller"]
+    config = composed(*in_both_phases("frequency", "controller", name))[f"{phase}_controller"]
     controller = build_policy("policy.x", config, offers | {"phase": lambda: phase})
     assert_decides(controller, clocks)
 
@@ -190,7 +202,7 @@ def test_every_controller_we_ship_builds(offers: Offers, clocks: tuple[int, ...]
 @pytest.mark.parametrize("name", options("router"))
 @pytest.mark.parametrize("phase", ["prefill", "decode"])
 def test_every_router_we_ship_builds(offers: Offers, name: str, phase: str) -> None:
-    config = composed("policy=static_max", f"router@policy.{phase}_router={name}")[f"{phase}_router"]
+    config = composed(*in_both_phases("router", "router", name))[f"{phase}_router"]
     assert_routes(build_policy("policy.x", config, offers | {"phase": lambda: phase}))
 
 
