@@ -136,6 +136,7 @@ def test_what_was_asked_for_is_recorded_beside_what_arrived(call: Call, tmp_path
     assert arrivals == {"process": "uniform", "requested_rps": 20, "ended_by": "duration_s", "count": 80}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("overrides", "says"),
     [

@@ -13,6 +13,8 @@ from voltana.record import RunRecord
 from voltana.sim.run.compose import compose_sim
 from voltana.sim.run.simulate import simulate
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize(("engine", "folder"), [("fast", "sim/fast/"), ("reference", "sim/")])
 def test_an_interruption_at_any_line_leaves_a_finished_record(tmp_path: Path, engine: str, folder: str) -> None:

@@ -68,6 +68,7 @@ def test_a_live_record_takes_what_it_lacks_from_the_simulators_defaults(live: Ru
     assert RunRecord(tmp_path / "twin").requests()[columns].equals(live.requests()[columns])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("override", "path", "value"),
     [

@@ -47,6 +47,7 @@ class MadeUp:
 clocks = st.sampled_from(CLOCKS)
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(st.builds(Pair, clocks, clocks), st.builds(Pair, clocks, clocks), st.floats(0, 0.05), st.integers(1, 8))
 def test_it_finds_what_trying_everything_finds(sweet: Pair, needed: Pair, tolerance: float, width: int) -> None:
