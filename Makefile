@@ -13,7 +13,7 @@ LIVE_DEMO ?= outputs/live-demo
 SGLANG ?= .venv-sglang
 SGLANG_ROUTER ?= .venv-sglang-router
 
-.PHONY: demo paper live-demo test test-torch test-live lint types check bench sglang clean
+.PHONY: demo paper live-demo test test-fast test-torch test-live lint types check bench sglang clean
 
 demo: $(READY)  ## sweep the paper's policies over request rates, compare, draw
 	$(BIN)/voltana-sim -m model=llama31_8b trace=sharegpt policy=static_max,static_1005,voltana rps=$(RATES) \
@@ -39,12 +39,15 @@ live-demo: $(DEV) sglang  ## real SGLang servers on the CPU, 2P2D, under two pol
 test: $(DEV)  ## all tests
 	$(BIN)/python -m pytest -n 3 --dist worksteal
 
+test-fast: $(DEV)  ## the quick tests of every room; `make test` has all
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow"
+
 test-torch: $(DEV)  ## tests of the GPU profiler: installs torch, runs at tiny size on the CPU
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,profile]'
 	$(BIN)/python -m pytest -n 2 tests/live/profiling
 
 test-live: $(DEV) sglang $(SGLANG_ROUTER)/.ready  ## tests on real SGLang servers, on the CPU; needs no GPU
-	VOLTANA_SGLANG=$(SGLANG) VOLTANA_SGLANG_ROUTER=$(SGLANG_ROUTER) $(BIN)/python -m pytest tests/sglang --durations=10
+	VOLTANA_SGLANG=$(SGLANG) VOLTANA_SGLANG_ROUTER=$(SGLANG_ROUTER) $(BIN)/python -m pytest tests/live/servers/sglang --durations=10
 
 sglang: $(READY)  ## the environment of stock SGLang on a CPU: 3.2 GB; what is there already is not built again
 	$(BIN)/python -m voltana.live.servers.sglang.environment $(SGLANG) --install-system-libraries

@@ -25,8 +25,8 @@ def _compare(config: DictConfig) -> None:
     from voltana.analysis.runs import folders_of, load_runs
 
     options = _options(config)
-    if options["gap"] is not None:
-        _gap(Path(str(options["gap"])))
+    if _flag("gap", options["gap"]):
+        _gap(folders_of(options["runs"]))
         return
     columns = tables.columns_option(options["columns"])
     runs = load_runs(folders_of(options["runs"]))
@@ -40,10 +40,18 @@ def _compare(config: DictConfig) -> None:
     print_table(tables.caption(runs), tables.rich_table(comparison, columns), notes)
 
 
-def _gap(folder: Path) -> None:
-    from voltana.analysis.gap import gap, rich_table
+def _gap(folders: list[str]) -> None:
+    from voltana.analysis.gap import compared, pair, rich_table
 
-    print_table(f"live and simulated: {folder}", rich_table(gap(folder)), [])
+    live, simulated = pair(folders)
+    rows = list(compared(live.summary, simulated.summary))
+    print_table(f"live and simulated: {live.folder} and {simulated.folder}", rich_table(rows), [])
+
+
+def _flag(key: str, found: object) -> bool:
+    if not isinstance(found, bool):
+        raise UserError(f"{key}: found {found!r}, allowed: true or false")
+    return found
 
 
 def _plot(config: DictConfig) -> None:
@@ -125,19 +133,9 @@ def _write(key: str, path: Any, text: str) -> str:
 
 
 def compare() -> None:
-    """voltana-compare: policies against a baseline; `--gap RECORD` is another way to write `gap=RECORD`."""
-    sys.argv[1:] = _gap_as_override(sys.argv[1:])
+    """voltana-compare: policies against a baseline, or a live run beside its simulation; `--gap` means `gap=true`."""
+    sys.argv[1:] = ["gap=true" if word == "--gap" else word for word in sys.argv[1:]]
     hydra_command("compare", _compare, program="voltana-compare")()
-
-
-def _gap_as_override(words: list[str]) -> list[str]:
-    if "--gap" in words:
-        place = words.index("--gap")
-        record = words[place + 1] if len(words) > place + 1 else "???"
-        words = [*words[:place], f"gap={record}", *words[place + 2 :]]
-    if any(word.startswith("gap=") for word in words) and not any(word.startswith("runs=") for word in words):
-        words = [*words, "runs=null"]
-    return words
 
 
 plot = hydra_command("plot", _plot, program="voltana-plot")

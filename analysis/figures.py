@@ -73,6 +73,7 @@ class PublishedPoint(NamedTuple):
     rps: float
     series: str
     values: tuple[float, ...]
+    """As the rows of `curves`: attainments of TTFT and ITL in %, energy in kJ."""
 
 
 def output_path(out: str, key: str = "out") -> Path:
@@ -156,7 +157,7 @@ class _Axis:
             self.words = list(dict.fromkeys(str(v) for v in found))
 
     def at(self, run: Run) -> float:
-        """Where a run stands on it."""
+        """Where a run stands on it: the value of the key, or the place of its word among `words`."""
         value = flat_config(run.record).get(self.key)
         if self.words:
             return float(self.words.index(str(value)))

@@ -1,37 +1,20 @@
-"""How far the simulator is from a live run: the run's own requests, simulated with the run's own configuration."""
+"""How far the simulator is from a live run: the run beside its twin, which `voltana-sim replay=RECORD` makes."""
 
 from __future__ import annotations
 
-import csv
-import subprocess
-import sys
-import tempfile
-from collections.abc import Iterator, Mapping
-from pathlib import Path
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import yaml
-
 from voltana.errors import UserError
-from voltana.record import RunRecord
+from voltana.record import RunRecord, find_records
 from voltana.record.summary import PERCENTILES
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-LIVE_ONLY = ("servers", "control", "router", "client", "drain_s")
-"""Keys of a live configuration that the simulator does not know."""
-SIM_ONLY: Mapping[str, Any] = {
-    "drift": {"name": "none", "at_s": None, "slowdown": 1.0, "base_w": 0.0},
-    "front_end": {"name": "none", "leg_s": 0.0, "stall_s": 0.0, "stall_legs": None},
-    "engine": "fast",
-    "experiment": None,
-    "bound": False,
-}
-
 
 class Compared(NamedTuple):
-    """A number of both worlds."""
+    """A number of both worlds, in the unit that its name tells."""
 
     name: str
     live: float | None
@@ -66,18 +49,38 @@ _NUMBERS: tuple[tuple[str, tuple[str, ...], float, bool, int], ...] = (
 )
 
 
-def gap(folder: Path) -> list[Compared]:
-    """Compare a live record with its simulation, which runs in a process of its own.
+def pair(folders: Sequence[str]) -> tuple[RunRecord, RunRecord]:
+    """The records of a live run and of the simulation of its requests, which the folders hold in any order.
 
     Raises:
-        UserError: it is no record of a live run, or it cannot be simulated.
+        UserError: there are others than these two, one was interrupted, or their requests differ.
     """
-    record = RunRecord(folder)
-    if record.summary.get("source") != "live":
-        raise UserError(f"gap: found a record of source {record.summary.get('source')!r}, allowed: live")
-    with tempfile.TemporaryDirectory(prefix="voltana-gap-") as place:
-        simulated = _simulate(record, Path(place))
-    return list(compared(record.summary, simulated))
+    records = find_records(folders)
+    found = [(record.summary.get("source"), record) for record in records]
+    sources = [str(source) for source, _ in found]
+    if sorted(sources) != ["live", "sim"]:
+        told = ", ".join(f"{record.folder} ({source})" for source, record in found)
+        raise UserError(
+            f"runs: found {told}, allowed with gap=true: the record of a live run and that of its simulation, "
+            "which voltana-sim replay=RECORD makes"
+        )
+    for record in records:
+        if record.interrupted:
+            raise UserError(
+                f"runs: found {record.folder}, which was interrupted, allowed with gap=true: runs that ended"
+            )
+    live, simulated = (records[sources.index(source)] for source in ("live", "sim"))
+    if _requests(live) != _requests(simulated):
+        raise UserError(
+            f"runs: found other requests in {simulated.folder} than in {live.folder}, allowed with gap=true: the same, "
+            f"as voltana-sim replay={live.folder} makes them"
+        )
+    return live, simulated
+
+
+def _requests(record: RunRecord) -> list[tuple[float, int, int]]:
+    columns = ["arrival_s", "input_tokens", "output_tokens"]
+    return sorted(record.requests()[columns].itertuples(index=False, name=None))
 
 
 def compared(live: Mapping[str, Any], simulated: Mapping[str, Any]) -> Iterator[Compared]:
@@ -95,37 +98,8 @@ def _value(summary: Mapping[str, Any], path: tuple[str, ...]) -> float | None:
     return None if value is None else float(value)
 
 
-def _simulate(record: RunRecord, place: Path) -> Mapping[str, Any]:
-    trace, settings, out = place / "requests.csv", place / "config.yaml", place / "run"
-    rows = record.requests()
-    with trace.open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["arrival_s", "input_tokens", "output_tokens"])
-        writer.writerows(rows[["arrival_s", "input_tokens", "output_tokens"]].itertuples(index=False))
-    settings.write_text(yaml.safe_dump(simulator_config(record.config, trace, len(rows))))
-    command = [sys.executable, "-P", "-m", "voltana.sim.run.rerun", "--config", str(settings), "--out", str(out)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        lines = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
-        raise UserError(f"gap: the simulation failed: {lines[-1]}")
-    return RunRecord(out).summary
-
-
-def simulator_config(live: Mapping[str, Any], trace: Path, requests: int) -> dict[str, Any]:
-    """The configuration of voltana-sim for a live one, with its so many requests from a file."""
-    shared = {key: value for key, value in live.items() if key not in LIVE_ONLY}
-    return {
-        **shared,
-        **SIM_ONLY,
-        "trace": {"name": "file", "_target_": "voltana.traces.files.FileTrace", "path": str(trace)},
-        "arrival": {"name": "timestamps", "_target_": "voltana.traces.arrivals.Timestamps"},
-        "duration_s": None,
-        "requests": requests,
-    }
-
-
 def rich_table(rows: list[Compared]) -> Table:
-    """As a person reads it."""
+    """A row per number: its name, live, simulated, and the difference in % or points; - for what is not known."""
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False)

@@ -104,7 +104,11 @@ class RunSet:
 
 
 def folders_of(runs: Any) -> list[str]:
-    """The `runs` option: a folder or a list of folders."""
+    """The `runs` option: a folder or a list of folders.
+
+    Raises:
+        UserError: it is neither, or empty.
+    """
     folders = [runs] if isinstance(runs, str) else runs
     if not isinstance(folders, Sequence) or not folders or not all(isinstance(name, str) for name in folders):
         raise UserError(f"runs: found {runs!r}, allowed: a folder or a list of folders, runs=[a,b]")

@@ -135,7 +135,11 @@ class Comparison:
 
 
 def columns_option(found: object) -> Columns:
-    """The `columns` option."""
+    """The `columns` option, short or full.
+
+    Raises:
+        UserError: it is neither.
+    """
     if found == "short" or found == "full":
         return found
     raise UserError(f"columns: found {found}, allowed: {', '.join(_HEADERS)}")

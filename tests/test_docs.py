@@ -149,6 +149,7 @@ TYPED = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("text", TYPED)
 def test_commands_run(text: str, terminal: Terminal, made_before: Path) -> None:
     for line in commands(text):
@@ -159,6 +160,7 @@ def test_commands_run(text: str, terminal: Terminal, made_before: Path) -> None:
         terminal.type(ready)
 
 
+@pytest.mark.slow
 def test_a_policy_of_ones_own(terminal: Terminal) -> None:
     text = sections(ROOT / "README.md")[OWN_POLICY]
     for block in blocks(text):
@@ -183,6 +185,7 @@ def clocks(record: RunRecord) -> set[int]:
     return set(rows[rows.phase == "decode"].clock_mhz)
 
 
+@pytest.mark.slow
 def test_the_first_result_is_what_the_demo_prints(terminal: Terminal) -> None:
     """At one of the rates shown. Where it fails: run `make demo`, bring README.md and docs/img/demo.png up to date.
 
@@ -200,6 +203,7 @@ def test_the_first_result_is_what_the_demo_prints(terminal: Terminal) -> None:
         assert rows(block[0])[policy] == pytest.approx(numbers, rel=0.1, abs=1.5), policy
 
 
+@pytest.mark.slow
 def test_the_headline_results_are_what_the_experiment_gives(terminal: Terminal) -> None:
     """At one of the rates. Where it fails: run the experiments, bring docs/results.md and its pictures up to date."""
     terminal.type("voltana-sim -m experiment=next policy=static_max,voltana,voltana_next rps=75")

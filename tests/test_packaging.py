@@ -14,6 +14,8 @@ import pytest
 
 from voltana.app import extras
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[1]
 ROOMS = ("sim", "live", "traces", "conf", "analysis")
 

@@ -63,7 +63,7 @@ class Sample:
     predict: Callable[[GpuSpec], float]
 
     def log_ratio(self, gpu: GpuSpec) -> float:
-        """Logarithm of computed over measured."""
+        """Natural logarithm of computed over measured."""
         return math.log(self.predict(gpu) / self.measured)
 
     def error(self, gpu: GpuSpec) -> float:
@@ -95,13 +95,13 @@ def read(data: Path, name: str) -> list[Row]:
 
 
 def load_gpu() -> GpuSpec:
-    """The shipped GPU."""
+    """The GPU of `GPU_FILE`, in which a calibration starts."""
     return parse(GpuSpec, yaml.safe_load(GPU_FILE.read_text()), "gpu")
 
 
 @lru_cache
 def load_model(name: str) -> ModelSpec:
-    """A shipped model."""
+    """The model of conf/model/<name>.yaml."""
     return parse(ModelSpec, yaml.safe_load((CONF / "model" / f"{name}.yaml").read_text()), "model")
 
 
@@ -268,12 +268,12 @@ def a800_samples(data: Path, phase: str) -> list[Sample]:
 
 
 def layer_s(layer: Callable[[GpuSpec], Point], gpu: GpuSpec) -> float:
-    """Seconds of a layer."""
+    """Seconds that a layer takes, as a `Sample` predicts."""
     return layer(gpu).seconds
 
 
 def layer_j(layer: Callable[[GpuSpec], Point], gpu: GpuSpec) -> float:
-    """Joules of a layer."""
+    """Joules that a layer uses, as a `Sample` predicts."""
     return layer(gpu).joules
 
 
@@ -404,7 +404,7 @@ def a800_sets(layers: Sequence[Sample]) -> list[tuple[float, list[Sample]]]:
 
 
 def rounded(gpu: GpuSpec) -> GpuSpec:
-    """Four digits: what the YAML keeps."""
+    """The GPU with four significant digits of each constant, as the YAML keeps them."""
     values = {key: float(f"{v:.4g}") for key, v in vars(gpu).items() if isinstance(v, float)}
     return gpu.but(**values)
 

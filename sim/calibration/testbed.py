@@ -136,7 +136,12 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def run(point: Point, constants: Mapping[str, float]) -> Outcome:
-    """Simulate a published point."""
+    """Simulate a published point.
+
+    Args:
+        point: model, trace, policy and rate.
+        constants: values to try, by dotted configuration key.
+    """
     values: dict[str, Any] = configuration(point.cell)
     for key, value in constants.items():
         *path, last = key.split(".")
@@ -155,7 +160,7 @@ def run(point: Point, constants: Mapping[str, float]) -> Outcome:
 
 
 def outcomes(points: Sequence[Point], constants: Mapping[str, float], pool: Executor) -> list[Outcome]:
-    """Simulate published points side by side."""
+    """Simulate published points side by side, with the same constants as in `run`; in the order of the points."""
     return list(pool.map(run, points, [constants] * len(points)))
 
 

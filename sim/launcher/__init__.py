@@ -30,12 +30,13 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from voltana.app.cli import CHDIR
-from voltana.app.resolve import overwrite_of, resolve
+from voltana.app.resolve import overwrite_of
 from voltana.app.sweeps import sweep_of
 from voltana.app.terminal import plain_console
 from voltana.errors import RunsCrashedError, UserError
 from voltana.record import RunRecord, refuse_another
 from voltana.record.provenance import already_there, changed
+from voltana.sim.run.compose import run_values
 from voltana.sim.run.worker import Failure, begin, work
 
 
@@ -87,7 +88,7 @@ class ProcessLauncher(Launcher):
         OmegaConf.set_struct(config, False)
         config.merge_with(with_number)
         folder = Path(str(config.hydra.sweep.dir)) / str(config.hydra.sweep.subdir)
-        return _Job(label, overrides, config, resolve(config), folder)
+        return _Job(label, overrides, config, run_values(config, overrides), folder)
 
     def _run(self, jobs: list[_Job], run: _Run, console: Console) -> list[tuple[_Job, Failure]]:
         order = {id(job): place for place, job in enumerate(jobs)}

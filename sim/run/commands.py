@@ -42,13 +42,15 @@ def profile() -> None:
 def _simulate(config: DictConfig) -> None:
     from hydra.core.hydra_config import HydraConfig
 
-    from voltana.app.resolve import overwrite_of, resolve
+    from voltana.app.resolve import overwrite_of
     from voltana.app.sweeps import refuse_experiment_alone, this_sweep
+    from voltana.sim.run.compose import run_values
     from voltana.sim.run.worker import run_job
 
     refuse_experiment_alone()
-    values, overwrite = resolve(config), overwrite_of(config)
-    folder = Path(HydraConfig.get().runtime.output_dir)
+    hydra = HydraConfig.get()
+    values, overwrite = run_values(config, hydra.overrides.task), overwrite_of(config)
+    folder = Path(hydra.runtime.output_dir)
     with _arrival_progress(values) as progress:
         summary, already_there = run_job(values, folder, overwrite, this_sweep(), progress)
     if already_there:

@@ -49,7 +49,7 @@ class Meter:
         self._row_energy_j += energy_j
 
     def flush(self, now_s: float) -> None:
-        """End the open row."""
+        """Write the row that is open, up to now; a state that lasted no time leaves none."""
         duration = now_s - self._since_s
         if self._state is not None and duration > 0:
             clock, batch, queued = self._state

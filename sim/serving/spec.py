@@ -82,6 +82,6 @@ def bind_truth(controller: object, instance: Knows) -> None:
 
 
 def info(job: Job) -> RequestInfo:
-    """A request as routers see it."""
+    """A request as routers see it: number, arrival in seconds, prompt tokens; not its output length."""
     request = job.request
     return RequestInfo(request.request_id, request.arrival_s, request.input_tokens)

@@ -43,7 +43,7 @@ class View:
 
 
 def prompts(jobs: Iterable[Job], now_s: float) -> Views:
-    """Requests at prefill."""
+    """Requests at prefill: time there in seconds, prompt tokens still to compute, tokens made, tokens expected."""
     return tuple(
         RequestView(now_s - job.taken_s, job.request.input_tokens - job.prefilled, job.produced, job.expected_tokens)
         for job in jobs

@@ -52,14 +52,14 @@ PHASES: tuple[Phase, Phase] = ("prefill", "decode")
 
 
 class Pair(NamedTuple):
-    """Clocks of the two phases."""
+    """Clocks of the two phases, the same for all instances of each."""
 
     prefill_mhz: int
     decode_mhz: int
 
 
 class Outcome(NamedTuple):
-    """What a run at a pair of clocks came to."""
+    """What a run at a pair of clocks came to: attainments from 0 to 1, energies in joules."""
 
     pair: Pair
     ttft_attainment: float
@@ -70,11 +70,11 @@ class Outcome(NamedTuple):
 
     @property
     def energy_j(self) -> float:
-        """Energy of the whole cluster."""
+        """Energy of the whole cluster, in joules."""
         return self.prefill_j + self.decode_j
 
     def phase_j(self, phase: Phase) -> float:
-        """Energy of one phase."""
+        """Energy of all instances of a phase, in joules."""
         return self.prefill_j if phase == "prefill" else self.decode_j
 
 
@@ -116,7 +116,7 @@ class Search:
         self._outcomes: dict[Pair, Outcome] = {}
 
     def find(self) -> Found:
-        """Search."""
+        """Search; the least energy whose joint attainment keeps the floor."""
         top = self._clocks[-1]
         reference = self._measure([Pair(top, top)])[0]
         self._floor = reference.joint_attainment - self._tolerance

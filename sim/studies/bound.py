@@ -89,7 +89,7 @@ NO_LIMIT_W = 1e12
 
 
 class Requests(NamedTuple):
-    """The requests that a run completed."""
+    """The requests that a run completed, an array each over them; times in seconds."""
 
     arrival_s: Floats
     input_tokens: Ints
@@ -97,7 +97,7 @@ class Requests(NamedTuple):
 
     @property
     def decoded(self) -> Ints:
-        """Tokens of each that decode makes."""
+        """Tokens of each that decode makes: all but the first, which is prefill's."""
         return self.output_tokens - 1
 
 
@@ -113,7 +113,7 @@ class Cluster(NamedTuple):
 
 
 class Misses(NamedTuple):
-    """Completed requests that missed an objective."""
+    """How many completed requests missed each objective."""
 
     ttft: int
     itl: int
@@ -128,7 +128,7 @@ class EnergyBound(NamedTuple):
 
     @property
     def total_j(self) -> float:
-        """All of it."""
+        """The least energy of the whole run, in joules."""
         return sum(self)
 
 

@@ -158,9 +158,10 @@ def main() -> None:
 def _calibrate(config: DictConfig) -> None:
     from hydra.core.hydra_config import HydraConfig
 
-    from voltana.app.resolve import resolve
+    from voltana.sim.run.compose import run_values
 
-    values, folder = resolve(config), Path(HydraConfig.get().runtime.output_dir)
+    hydra = HydraConfig.get()
+    values, folder = run_values(config, hydra.overrides.task), Path(hydra.runtime.output_dir)
     trials = calibrate(values, folder)
     _print_table(trials)
     chosen = chosen_cap(trials)

@@ -51,7 +51,7 @@ APART_POINTS = 5.0
 
 
 class Cell(NamedTuple):
-    """What was run."""
+    """What was run: names as in conf/, a series of `SERIES`, requests per second."""
 
     model: str
     trace: str
@@ -65,7 +65,7 @@ class Cell(NamedTuple):
 
 
 class Point(NamedTuple):
-    """What a policy attains at a request rate."""
+    """What a policy attains at a request rate, in % of requests and in kJ."""
 
     cell: Cell
     ttft_pct: float
@@ -83,12 +83,12 @@ class Comparison(NamedTuple):
 
     @property
     def ttft_points(self) -> float:
-        """Simulated minus published attainment, percentage points."""
+        """Simulated minus published attainment of TTFT, percentage points."""
         return self.simulated.ttft_pct - self.published.ttft_pct
 
     @property
     def itl_points(self) -> float:
-        """The same for ITL."""
+        """Simulated minus published attainment of ITL, percentage points."""
         return self.simulated.itl_pct - self.published.itl_pct
 
     @property
@@ -176,15 +176,10 @@ def _number(where: str, text: str) -> float:
 
 def configuration(cell: Cell, seed: int | None = None) -> dict[str, Any]:
     """The configuration of a cell, as `voltana-sim` composes it; the seed is its default unless given."""
-    import hydra_plugins.voltana  # noqa: F401  (conf/sim.yaml names its launcher)
-    from hydra import compose, initialize_config_module
-
-    from voltana.app.resolve import resolve
+    from voltana.sim.run.compose import compose_sim
 
     chosen = [f"model={cell.model}", f"trace={cell.trace}", *SERIES[cell.series], f"rps={cell.rps:g}"]
-    overrides = [*SETTING, *chosen, *([] if seed is None else [f"seed={seed}"])]
-    with initialize_config_module("voltana.conf", version_base="1.3"):
-        return resolve(compose("sim", overrides=overrides))
+    return compose_sim(*SETTING, *chosen, *([] if seed is None else [f"seed={seed}"]))
 
 
 def busy_energy_j(rows: pd.DataFrame, end_s: float) -> float:

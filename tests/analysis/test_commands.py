@@ -84,6 +84,12 @@ def test_plot_curves_and_timeline(run: Run, write_run: WriteRun, tmp_path: Path)
         (compare, ["runs=runs", "columns=wide"], "columns: found wide, allowed: short, full"),
         (compare, ["runs=runs", "baseline=voltnaa"], "baseline: found voltnaa, allowed: voltana"),
         (compare, ["runs=runs", "baseline=voltana", "csv=runs"], "csv: runs: Is a directory"),
+        (compare, ["runs=runs", "gap=runs/0"], "gap: found 'runs/0', allowed: true or false"),
+        (
+            compare,
+            ["runs=runs", "--gap"],
+            "runs: found runs/0 (sim), allowed with gap=true: the record of a live run and",
+        ),
         (
             compare,
             ["runs=runs", "base=voltana"],
@@ -136,3 +142,34 @@ def test_interrupted_runs_are_left_out_and_named(run: Run, write_run: WriteRun) 
     assert "voltana" not in out.split("Left out")[0] and "Left out, interrupted: runs/1." in out
     status, _, err = run(compare, "runs=runs/1")
     assert (status, err.count("\n")) == (2, 1) and "nothing but interrupted runs" in err
+
+
+def test_a_live_run_beside_its_simulation(run: Run, write_run: WriteRun) -> None:
+    write_run("live", "voltana", 102.0, source="live", requests={"ttft_s": (0.11, 0.22, 0.33, 0.44)})
+    write_run("twin", "voltana", 100.0, requests={"ttft_s": (0.1, 0.2, 0.3, 0.9)})
+    status, out, err = run(compare, "--gap", "runs=[live,twin]")
+    assert (status, err) == (0, "")
+    assert out.startswith("live and simulated: live and twin\n")
+    shown = {line[:22].strip(): line[22:].split() for line in out.splitlines()[2:]}
+    assert shown[""] == ["live", "simulated", "difference"]
+    assert shown["energy, kJ"] == ["102.00", "100.00", "+2.0", "%"]
+    assert shown["TTFT met, %"] == ["100.0", "75.0", "+25.0", "points"]
+    assert run(compare, "runs=[twin,live]", "gap=true") == (status, out, err)
+
+
+def test_only_a_run_and_its_own_simulation_have_a_gap(run: Run, write_run: WriteRun) -> None:
+    write_run("live", "voltana", source="live")
+    write_run("other", "voltana", requests={"ttft_s": (0.1, 0.2)})
+    cut = write_run("cut", "voltana")
+    numbers = json.loads((cut / SUMMARY).read_text())
+    (cut / SUMMARY).write_text(json.dumps({**numbers, "interrupted": True}))
+    for runs, said in (
+        ("[live,other]", "runs: found other requests in other than in live, allowed with gap=true: the same, as"),
+        ("[live,cut]", "runs: found cut, which was interrupted, allowed with gap=true: runs that ended"),
+        ("[other,cut]", "runs: found other (sim), cut (sim), allowed with gap=true: the record of a live run and"),
+        ("[live,other,cut]", "runs: found live (live), other (sim), cut (sim), allowed with gap=true: "),
+        ("live", "runs: found live (live), allowed with gap=true: the record of a live run and"),
+    ):
+        status, out, err = run(compare, "gap=true", f"runs={runs}")
+        assert (status, out) == (2, "")
+        assert err.startswith(f"voltana-compare: error: {said}") and err.count("\n") == 1

@@ -179,6 +179,7 @@ def test_markers_that_cover_each_other_are_named(tmp_path: Path, write_run: Writ
         assert not any(box.contains(*marker) for marker in markers)
 
 
+@pytest.mark.slow
 def test_settings_of_the_user_change_no_figure(tmp_path: Path, write_run: WriteRun) -> None:
     write_run("runs/0", "voltana")
     write_run("runs/1", "static_max")

@@ -259,6 +259,7 @@ def cluster_run(policies: Callable[[str], Any], output_tokens: int) -> tuple[Con
     return asyncio.run(main()), seen
 
 
+@pytest.mark.slow
 def test_commands_reach_the_servers_within_an_iteration() -> None:
     controller, seen = cluster_run(lambda name: Alternating(1005, 1410), 60)
     changes = sum(first != second for first, second in pairwise(seen))

@@ -112,6 +112,7 @@ def test_draws_are_close_to_the_data(recipe: Recipe) -> None:
     assert_close(facts(drawn(read_document(recipe.name), 400_000, seed=5)), data)
 
 
+@pytest.mark.slow
 @needs_data
 def test_the_shipped_tables_are_what_the_script_writes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     main([str(DATA), "--out", str(tmp_path)])

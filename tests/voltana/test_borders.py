@@ -152,3 +152,9 @@ def test_the_walk_sees_imports() -> None:
     assert "voltana.errors" in imports("voltana.policies.build")
     assert "hydra" not in {name.split(".")[0] for name in imports("voltana.app.cli")}
     assert len(ALL) > 20
+
+
+def test_the_views_of_records_start_nothing() -> None:
+    """What they show is what a record holds; nothing is run behind it."""
+    roots = {found.split(".")[0] for name in modules("voltana.analysis") for found in _imported(name)}
+    assert "csv" in roots and not roots & {"subprocess", "multiprocessing", "concurrent", "runpy"}

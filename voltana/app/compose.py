@@ -1,4 +1,4 @@
-"""Configurations as plain values."""
+"""From a section of the configuration to the object that it names."""
 
 from __future__ import annotations
 

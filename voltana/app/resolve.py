@@ -8,8 +8,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from voltana.errors import UserError
 
-NOT_OF_THE_RUN = ("hydra", "overwrite")
-"""Keys that say how to go about a run, not what it is: they are not in its record."""
+NOT_OF_THE_RUN = ("hydra", "overwrite", "replay")
+"""Keys that say how to go about a run, or where its configuration is from: they are not in its record."""
 
 
 def resolve(config: DictConfig) -> dict[str, Any]:

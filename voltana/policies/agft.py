@@ -211,12 +211,12 @@ class Arm:
 
     @property
     def mean_reward(self) -> float:
-        """Over all tries."""
+        """The mean reward of all tries, without unit."""
         return self._rewards / self.tries
 
     @property
     def mean_edp(self) -> float:
-        """Over all tries, in J s."""
+        """The mean energy-delay product of all tries, in J s."""
         return self._edps / self.tries
 
     def learn(self, context: Array, reward: float, edp: float) -> None:
@@ -257,7 +257,7 @@ class Standardiser:
 
 
 class Outcome(NamedTuple):
-    """What a cycle came to."""
+    """What a cycle came to: mean power in W, mean latency in s, and how much was done."""
 
     power_w: float
     delay_s: float
@@ -277,7 +277,7 @@ class Cycle:
         self._tokens = 0
 
     def take(self, load: LoadSnapshot) -> None:
-        """An iteration is about to run."""
+        """Count an iteration that is about to run: what the sensor tells, how long was waited, its tokens."""
         if load.power_w is not None:
             self._powers.append(load.power_w)
         self._waits_s.append(load.longest_wait_s)

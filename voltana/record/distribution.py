@@ -32,7 +32,7 @@ class Distribution:
         return self._folded + len(self._values)
 
     def add(self, value: float) -> None:
-        """Take a number."""
+        """Take a number, above zero; in whatever unit, that of the mean and the percentiles."""
         self._values.append(value)
         if len(self._values) > EXACT:
             self._fold()

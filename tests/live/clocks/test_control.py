@@ -20,6 +20,8 @@ from voltana.live.clocks.control import NvmlControl, ObserveControl, SimulatedCo
 from voltana.live.clocks.protocol import Applied
 from voltana.live.clocks.simulated import Load
 
+pytestmark = pytest.mark.slow
+
 Go = Callable[..., Any]
 
 

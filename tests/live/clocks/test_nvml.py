@@ -27,6 +27,8 @@ from voltana.live.telemetry.message import IDLE, Telemetry
 from voltana.live.telemetry.subscriber import Subscriber
 from voltana.state import Decision, LoadSnapshot
 
+pytestmark = pytest.mark.slow
+
 Go = Callable[..., Any]
 SOCKET = "clocks.sock"
 NO_PERMISSION, GPU_IS_LOST, NOT_SUPPORTED, VERSION_MISMATCH, UNKNOWN = 4, 15, 3, 18, 999

@@ -612,6 +612,7 @@ def robust(tmp_path_factory: pytest.TempPathFactory, plant: Any, make_owner: Sta
     owner.stop()
 
 
+@pytest.mark.slow
 @settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(lines, min_size=1, max_size=12), st.booleans())
 def test_garbage_never_kills_the_owner(robust: Any, frames: list[bytes], greet: bool) -> None:

@@ -30,6 +30,8 @@ from voltana.sim.plant import Plant
 from voltana.sim.plant.build import plant_of
 from voltana.sim.run.compose import compose_sim
 
+pytestmark = pytest.mark.slow
+
 CLOCKS_MHZ = (1005, 1410)
 QUICK = {
     "source": "sglang",

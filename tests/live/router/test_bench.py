@@ -11,6 +11,8 @@ import pytest
 from tests.bench.router.measure import Bench, Load, contenders, cpu_s
 from voltana.errors import UserError
 
+pytestmark = pytest.mark.slow
+
 needs_compiler = pytest.mark.skipif(shutil.which("cc") is None, reason="needs a C compiler")
 
 

@@ -1,0 +1,98 @@
+"""Laws of the plant: more load never takes less time, a higher clock never takes more, power keeps its limit."""
+
+from functools import lru_cache
+from pathlib import Path
+
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from voltana.section import parse
+from voltana.sim.plant import EngineSpec, GpuSpec, ModelSpec, Plant
+
+CONF = Path(__file__).parents[3] / "conf"
+GPU = parse(GpuSpec, yaml.safe_load((CONF / "gpu" / "a100_sxm4_80g_calibrated.yaml").read_text()), "gpu")
+LLAMA = parse(ModelSpec, yaml.safe_load((CONF / "model" / "llama31_8b.yaml").read_text()), "model")
+CLOCKS = st.sampled_from(GPU.clocks())
+EXACT = 1.0 + 1e-9
+CHORD = 1.003
+"""Chords under the power limit may miss a curve by this."""
+
+
+@lru_cache
+def plant(kind: int) -> Plant:
+    model = LLAMA.but(tp=2) if kind == 1 else LLAMA
+    engines = (
+        EngineSpec(),
+        EngineSpec(graph_batches=(8, 64, 512, 2048), prefill_slowdown=1.6, decode_slowdown=1.3, host_decode_s=0.002),
+        EngineSpec(cuda_graph=False, eager_launch_s=34e-6),
+        EngineSpec(prefill_activity=1.8, decode_activity=1.8),
+    )
+    return Plant(GPU, model, engines[kind])
+
+
+PLANTS = st.integers(0, 3).map(plant)
+
+
+@settings(max_examples=150, deadline=None)
+@given(PLANTS, st.integers(1, 700), st.integers(0, 2000), st.integers(0, 100_000), CLOCKS)
+def test_decode_time_grows_with_load(p: Plant, batch: int, context: int, more: int, clock: int) -> None:
+    kv = batch * context
+    base = p.decode(batch, kv, clock).duration_s
+    assert base > 0.0
+    assert p.decode(batch, kv + more, clock).duration_s * EXACT >= base
+    assert p.decode(batch + 1, kv + context, clock).duration_s * CHORD >= base
+
+
+@settings(max_examples=150, deadline=None)
+@given(PLANTS, st.integers(1, 700), st.integers(0, 400_000), CLOCKS, CLOCKS)
+def test_decode_follows_the_clock(p: Plant, batch: int, kv: int, one: int, other: int) -> None:
+    slow, fast = (p.decode(batch, kv, clock) for clock in sorted((one, other)))
+    assert fast.duration_s <= slow.duration_s * CHORD
+    assert fast.power_w * CHORD >= slow.power_w
+    assert fast.clock_mhz <= max(one, other) * EXACT
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    PLANTS,
+    st.integers(1, 40),
+    st.integers(1, 16_000),
+    st.integers(0, 4000),
+    st.floats(0, 1e8),
+    st.floats(0, 1e7),
+    CLOCKS,
+)
+def test_prefill_time_grows_with_load(
+    p: Plant, requests: int, tokens: int, more: int, pairs: float, more_pairs: float, clock: int
+) -> None:
+    base = p.prefill(requests, tokens, pairs, clock).duration_s
+    assert p.prefill(requests, tokens + more, pairs, clock).duration_s * EXACT >= base
+    assert p.prefill(requests, tokens, pairs + more_pairs, clock).duration_s * EXACT >= base
+    assert p.prefill(requests + 30, tokens, pairs, clock).duration_s * EXACT >= base
+
+
+@settings(max_examples=150, deadline=None)
+@given(PLANTS, st.integers(1, 16_000), st.floats(0, 1e8), CLOCKS, CLOCKS)
+def test_prefill_follows_the_clock(p: Plant, tokens: int, pairs: float, one: int, other: int) -> None:
+    slow, fast = (p.prefill(1, tokens, pairs, clock) for clock in sorted((one, other)))
+    assert fast.duration_s <= slow.duration_s * EXACT
+    assert fast.power_w * EXACT >= slow.power_w
+    assert fast.clock_mhz <= max(one, other)
+
+
+@settings(max_examples=150, deadline=None)
+@given(PLANTS, st.integers(1, 700), st.integers(0, 400_000), CLOCKS)
+def test_power_stays_between_idle_and_the_limit(p: Plant, batch: int, kv: int, clock: int) -> None:
+    limit = p.model.tp * p.gpu.power_limit_w
+    for step in (p.decode(batch, kv, clock), p.prefill(batch, max(1, kv // 25), float(kv) ** 1.4, clock)):
+        assert p.idle_power_w(step.clock_mhz) < step.power_w * CHORD
+        assert step.power_w <= limit * EXACT
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(1, 700), st.integers(0, 400_000), CLOCKS)
+def test_answers_do_not_depend_on_what_was_asked_before(batch: int, kv: int, clock: int) -> None:
+    fresh = Plant(GPU, LLAMA, EngineSpec(prefill_activity=1.8, decode_activity=1.8))
+    assert fresh.decode(batch, kv, clock) == plant(3).decode(batch, kv, clock)
+    assert fresh.prefill(1, 1 + kv // 50, 1e4, clock) == plant(3).prefill(1, 1 + kv // 50, 1e4, clock)
