@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 from time import monotonic
 
-from voltana.live.router.body import Prompts, with_bootstrap
+from voltana.live.router.body import Payload, Prompts, bootstrap_parts
 from voltana.live.router.client import Client, Request
 from voltana.live.router.core import Core, Routed
 from voltana.live.router.fleet import Group, Instance
@@ -167,18 +167,18 @@ class Exchange(Relay):
                 return
         assert prefill.instance is not None
         host, port = prefill.instance.host, prefill.instance.bootstrap_port
-        body = with_bootstrap(self.request.body, self.prompts, host, port)
-        self.client.release(self.request)
-        prefill.leg = self._send_leg(prefill, body, decoded=True)
-        decode.leg = self._send_leg(decode, body, decoded=self.decodes_decode())
+        parts = bootstrap_parts(self.request.body, self.prompts, host, port)
+        payload = Payload(parts, 2, partial(self.client.release, self.request))
+        prefill.leg = self._send_leg(prefill, payload, decoded=True)
+        decode.leg = self._send_leg(decode, payload, decoded=self.decodes_decode())
 
-    def _send_leg(self, side: _Side, body: bytes, *, decoded: bool) -> Leg:
+    def _send_leg(self, side: _Side, payload: Payload, *, decoded: bool) -> Leg:
         assert side.connection is not None and side.instance is not None
         leg = Leg(side.connection, self, decoded=decoded)
         side.connection = None
         side.instance.requests_total += 1
         head = forwarded_head(self.request, side.instance)
-        leg.send(b"%bcontent-length: %d\r\n\r\n%b" % (head, len(body), body))
+        leg.send(b"%bcontent-length: %d\r\n\r\n" % (head, payload.size), payload)
         return leg
 
     def decodes_decode(self) -> bool:

@@ -11,7 +11,7 @@ from time import monotonic
 from typing import cast
 
 from voltana.live.http import Answer, ask
-from voltana.live.router.body import BodyError, read_prompts
+from voltana.live.router.body import GENERATES, BodyError, read_prompts
 from voltana.live.router.client import JSON, Buffered, Client, Request
 from voltana.live.router.core import Core, Observer, log_policy_error
 from voltana.live.router.exchange import Exchange, MergingExchange
@@ -22,7 +22,6 @@ from voltana.live.router.relay import Relay
 from voltana.live.router.settings import RouterSettings
 from voltana.state import Router
 
-GENERATES = frozenset({"/generate", "/v1/completions", "/v1/chat/completions"})
 ASKS_DECODE = frozenset({"/v1/models", "/model_info", "/get_model_info", "/server_info", "/get_server_info"})
 TEXT = (b"content-type", b"text/plain; version=0.0.4")
 _SWEEP_S = 1.0
@@ -200,9 +199,10 @@ class RouterServer:
 
     def _generate(self, client: Client, request: Request) -> None:
         try:
-            prompts = read_prompts(request.body, self._settings.chars_per_token)
+            limits = self._settings
+            prompts = read_prompts(request.body, request.path, limits.chars_per_token, limits.max_prompts)
         except BodyError as error:
-            self._error(client, request, 400, str(error), "bad_json")
+            self._error(client, request, 400, str(error), error.code)
             return
         kind = MergingExchange if prompts.wants_logprobs and request.path == "/generate" else Exchange
         exchange = kind(self.core, client, request, prompts)

@@ -29,6 +29,8 @@ class RouterSettings:
     """Clients connected at a time."""
     max_header_bytes: int = 32 * 1024
     max_body_bytes: int = 16 * 1024 * 1024
+    max_prompts: int = 1024
+    """Of one request."""
     max_buffered_bytes: int = 256 * 1024 * 1024
     """Request bodies held at a time, all together."""
     write_buffer_bytes: int = 64 * 1024

@@ -5,14 +5,17 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from time import monotonic
 from typing import Protocol, cast
 
+from voltana.live.router.body import SLICE_BYTES, Payload
 from voltana.live.router.http1 import Framing, ProtocolError, ResponseHead, chunk_size, parse_response_head
 
 MAX_HEAD_BYTES = 64 * 1024
 """Of an instance's response."""
+MAX_INTERIM = 16
+"""Interim (1xx) responses before the real one."""
 
 
 class LegOwner(Protocol):
@@ -51,17 +54,65 @@ class Leg:
         self._pool = connection.pool
         self.decoded = decoded
         self._bodiless = bodiless
-        self._request: bytes | None = None
+        self._head = b""
+        self._payload: Payload | None = None
+        self._unsent: Iterator[bytes | memoryview] | None = None
+        self._next_slice: asyncio.Handle | None = None
+        self._resendable = False
+        self._interim = 0
         self._raw_head = b""
         self._reading = True
         connection.leg = self
 
-    def send(self, request: bytes) -> None:
-        """Send the request."""
+    def send(self, head: bytes, payload: Payload | None = None) -> None:
+        """Send the request: its head and the body, which is let go of once it will not be sent again."""
         assert self.connection is not None
-        self._request = request if self.connection.used else None
-        self.connection.used = True
-        self.connection.transport.write(request)
+        self._head, self._payload = head, payload
+        self._resendable = self.connection.used
+        self._transmit(self.connection)
+
+    def _transmit(self, connection: Connection) -> None:
+        connection.used = True
+        payload = self._payload
+        if payload is None:
+            connection.transport.write(self._head)
+        elif payload.size <= SLICE_BYTES:
+            connection.transport.write(b"".join((self._head, *payload.slices())))
+            self._sent()
+        else:
+            connection.transport.write(self._head)
+            self._unsent = payload.slices()
+            self._go_on()
+
+    def _go_on(self) -> None:
+        """Send the next slice of the body, if there is room for it; then let others have their turn."""
+        self._next_slice = None
+        connection = self.connection
+        if connection is None or self._unsent is None or connection.full:
+            return
+        part = next(self._unsent, None)
+        if part is None:
+            self._unsent = None
+            self._sent()
+        else:
+            connection.transport.write(part)
+            self._next_slice = asyncio.get_running_loop().call_soon(self._go_on)
+
+    def room(self) -> None:
+        """The connection has sent what it held (called by it)."""
+        if self._next_slice is None:
+            self._go_on()
+
+    def _sent(self) -> None:
+        if not self._resendable:
+            self._let_go()
+
+    def _let_go(self) -> None:
+        """Need the body no more."""
+        self._resendable = False
+        payload, self._payload, self._unsent = self._payload, None, None
+        if payload is not None:
+            payload.drop()
 
     @property
     def live(self) -> bool:
@@ -90,6 +141,7 @@ class Leg:
     def abort(self) -> None:
         """Give the answer up: the connection closes, which tells the instance to stop."""
         self.owner = None
+        self._let_go()
         if self.connection is not None:
             self.connection.abort()
             self.connection = None
@@ -108,7 +160,7 @@ class Leg:
             return
         if self.head is not None and self.head.framing.until_close:
             self._complete(reusable=False)
-        elif self._request is not None and connection is not None and not self._raw_head:
+        elif self._resendable and connection is not None and not self._raw_head:
             self._pool.acquire(self._send_again, self._give_up, fresh=True)
         else:
             self.fail("closed the connection " + ("before it answered" if self.head is None else "within its answer"))
@@ -120,9 +172,8 @@ class Leg:
             return
         self.connection = connection
         connection.leg = self
-        request, self._request = cast(bytes, self._request), None
-        connection.used = True
-        connection.transport.write(request)
+        self._resendable = False
+        self._transmit(connection)
 
     def _give_up(self, reason: str) -> None:
         self.fail(reason)
@@ -138,19 +189,25 @@ class Leg:
             self.fail(f"answered with bad HTTP: {error}")
 
     def _take_head(self, data: bytes) -> bytes:
-        """Take bytes of the head; return those behind it."""
+        """Take bytes of the head and of interim answers before it; return those behind it."""
         self._raw_head += data
-        end = self._raw_head.find(b"\r\n\r\n") + 4
-        if end < 4:
-            if len(self._raw_head) > MAX_HEAD_BYTES:
-                raise ProtocolError("the head is too long")
-            return b""
-        raw, rest = self._raw_head[:end], self._raw_head[end:]
-        head = parse_response_head(raw, self._bodiless)
-        if head.status < 200:  # an interim answer; the real one follows
-            self._raw_head = b""
-            return self._take_head(rest) if rest else b""
-        self.head, self._request = head, None
+        while (end := self._raw_head.find(b"\r\n\r\n") + 4) >= 4:
+            raw, rest = self._raw_head[:end], self._raw_head[end:]
+            head = parse_response_head(raw, self._bodiless)
+            if head.status >= 200:
+                return self._begin(head, rest)
+            self._raw_head = rest
+            self._interim += 1
+            if head.status == 101 or self._interim > MAX_INTERIM:
+                raise ProtocolError("an upgrade nobody asked for" if head.status == 101 else "too many interim answers")
+        if len(self._raw_head) > MAX_HEAD_BYTES:
+            raise ProtocolError("the head is too long")
+        return b""
+
+    def _begin(self, head: ResponseHead, rest: bytes) -> bytes:
+        self.head, self._resendable = head, False
+        if self._unsent is None:
+            self._let_go()
         cast(LegOwner, self.owner).on_head(self, head)
         if head.framing.empty:
             self._complete(reusable=not rest)
@@ -159,7 +216,7 @@ class Leg:
     def _take_body(self, framing: Framing, data: bytes) -> None:
         payload: list[bytes] | None = [] if self.decoded else None
         end = framing.scan(data, payload)
-        mine = data if end < 0 else data[:end]
+        mine = framing.without_trailers(data, end)
         if payload is not None:
             mine = b"".join(payload)
         if mine:
@@ -173,11 +230,12 @@ class Leg:
         if connection is not None:
             if not self._reading:
                 connection.transport.resume_reading()
-            unsent = connection.transport.get_write_buffer_size()
+            unsent = self._unsent is not None or connection.transport.get_write_buffer_size()
             if reusable and not unsent and self.head is not None and self.head.keep_alive:
                 self._pool.release(connection)
             else:
                 connection.abort()
+        self._let_go()
         if owner is not None:
             owner.on_complete(self)
 
@@ -189,7 +247,18 @@ class Connection(asyncio.Protocol):
     is done about it.
     """
 
-    __slots__ = ("active", "closed", "framing", "idle_since_s", "leg", "pool", "transport", "used", "write_through")
+    __slots__ = (
+        "active",
+        "closed",
+        "framing",
+        "full",
+        "idle_since_s",
+        "leg",
+        "pool",
+        "transport",
+        "used",
+        "write_through",
+    )
 
     def __init__(self, pool: Pool) -> None:
         self.pool = pool
@@ -199,12 +268,24 @@ class Connection(asyncio.Protocol):
         self.active = False
         self.used = False
         self.closed = False
+        self.full = False
+        """Whether what was written waits to be sent."""
         self.idle_since_s = 0.0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Keep the transport and send without delay."""
         self.transport = cast(asyncio.Transport, transport)
         set_nodelay(self.transport)
+
+    def pause_writing(self) -> None:
+        """Take no more for now."""
+        self.full = True
+
+    def resume_writing(self) -> None:
+        """There is room again."""
+        self.full = False
+        if self.leg is not None:
+            self.leg.room()
 
     def data_received(self, data: bytes) -> None:
         """Pass a whole chunk on; let the leg judge everything else."""
