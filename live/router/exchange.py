@@ -12,7 +12,7 @@ from voltana.live.router.fleet import Group, Instance
 from voltana.live.router.http1 import ResponseHead, end_to_end
 from voltana.live.router.logprobs import StreamMerger, first_error, merge_answers
 from voltana.live.router.relay import Relay, forwarded_head
-from voltana.live.router.upstream import Connection, Leg
+from voltana.live.router.upstream import Connection, Leg, Shortage
 from voltana.state import RequestInfo
 
 _KEPT_OF_PREFILL = 64 * 1024
@@ -142,6 +142,9 @@ class Exchange(Relay):
         if self.over or side.instance is None:
             return
         side.instance.failed(reason, 1)
+        if isinstance(reason, Shortage):
+            self.refuse(reason)
+            return
         side.instance.account.gone(self.prompts.number, self.prompts.tokens, arrived=False)
         side.refusal = f"{side.instance.url} {reason}"
         side.tried |= {side.instance}
@@ -259,7 +262,7 @@ class Exchange(Relay):
         instance = self._side_of(leg)
         instance.failed(reason, self.core.settings.fail_after)
         if leg is self._answer or not self._began:
-            self.fail(502, f"{instance.url} {reason}")
+            self.lost(instance, reason)
 
     def _side_of(self, leg: Leg) -> Instance:
         instance = (self.prefill if leg is self.prefill.leg else self.decode).instance
@@ -297,7 +300,7 @@ class Exchange(Relay):
             _Drain(self.core, leg)
         super().end(outcome)
         for side in (self.prefill, self.decode):
-            self._close(side, arrived=outcome != "rejected")
+            self._close(side, arrived=outcome not in ("rejected", "refused"))
         self.core.metrics.outcomes[outcome] += 1
         self.core.metrics.duration_s.add(monotonic() - self.started_s)
         if self.core.observer is not None:

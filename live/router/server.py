@@ -14,6 +14,7 @@ from voltana.live.http import Answer, ask
 from voltana.live.router.body import GENERATES, BodyError, read_prompts
 from voltana.live.router.client import JSON, Buffered, Client, Request
 from voltana.live.router.core import Core, Observer, log_policy_error
+from voltana.live.router.descriptors import backlog, fit
 from voltana.live.router.exchange import Exchange, MergingExchange
 from voltana.live.router.fleet import Backend, Group, Instance, watch
 from voltana.live.router.http1 import end_to_end, response_head
@@ -42,7 +43,7 @@ class RouterServer:
         on_policy_error: is told what a policy raised; the request is answered with status 500.
 
     Raises:
-        UserError: a URL that is none, or no instance of a phase.
+        UserError: a URL that is none, no instance of a phase, or too few file descriptors.
     """
 
     def __init__(
@@ -56,7 +57,7 @@ class RouterServer:
         origin_s: float | None = None,
         on_policy_error: Callable[[Exception], None] = log_policy_error,
     ) -> None:
-        self._settings = settings or RouterSettings()
+        self._settings = fit(settings or RouterSettings())
         self._loop = asyncio.get_running_loop()
         groups = (
             Group([Instance(each, "prefill", self._settings, self._loop) for each in prefill], prefill_policy),
@@ -64,6 +65,8 @@ class RouterServer:
         )
         self.core = Core(self._settings, *groups, observer, origin_s, on_policy_error)
         self._instances = [*groups[0].instances, *groups[1].instances]
+        for instance in self._instances:
+            instance.pool.make_room = self._drop_idle
         self._buffered = Buffered(self._settings.max_buffered_bytes)
         self._clients: set[Client] = set()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -81,7 +84,7 @@ class RouterServer:
             OSError: the address cannot be bound.
         """
         self._server = await self._loop.create_server(
-            self._client, self._settings.host, self._settings.port, backlog=1024
+            self._client, self._settings.host, self._settings.port, backlog=backlog()
         )
         self.port = int(self._server.sockets[0].getsockname()[1])
         for instance in self._instances:
@@ -120,6 +123,9 @@ class RouterServer:
 
     async def __aexit__(self, *_: object) -> None:
         await self.stop()
+
+    def _drop_idle(self) -> int:
+        return sum(instance.pool.drop_idle() for instance in self._instances)
 
     def _spawn(self, work: Coroutine[object, None, None]) -> None:
         task = self._loop.create_task(work)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import socket
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -16,6 +17,25 @@ MAX_HEAD_BYTES = 64 * 1024
 """Of an instance's response."""
 MAX_INTERIM = 16
 """Interim (1xx) responses before the real one."""
+
+
+_OURS = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EADDRNOTAVAIL})
+_OURS_OF_NAMES = frozenset({socket.EAI_MEMORY, socket.EAI_SYSTEM})
+
+
+class Shortage(str):
+    """Why there is no connection, where that is no fault of the instance: this process or host has no more to give."""
+
+    __slots__ = ()
+
+
+def told(error: OSError) -> str:
+    """Why there is no connection, or no answer."""
+    for each in (error, error.__cause__):
+        ours = _OURS_OF_NAMES if isinstance(each, socket.gaierror) else _OURS
+        if isinstance(each, OSError) and each.errno in ours:
+            return Shortage(f"the router is short of something: {each.strerror or each}")
+    return str(error)
 
 
 class LegOwner(Protocol):
@@ -343,6 +363,8 @@ class Pool:
         self._idle: deque[Connection] = deque()
         self._open: set[Connection] = set()
         self._connecting: set[asyncio.Task[None]] = set()
+        self.make_room: Callable[[], int] = self.drop_idle
+        """Called when there are no more file descriptors; tells how many it closed."""
 
     @property
     def open(self) -> int:
@@ -367,15 +389,32 @@ class Pool:
     async def _connect(self, on_ready: Callable[[Connection], None], on_error: Callable[[str], None]) -> None:
         try:
             async with asyncio.timeout(self._connect_timeout_s):
-                _, connection = await self._loop.create_connection(lambda: Connection(self), *self._address)
+                connection = await self._opened()
         except TimeoutError:
             on_error(f"did not take the connection within {self._connect_timeout_s:g} s")
             return
         except OSError as error:
-            on_error(f"refused the connection ({error.strerror or error})")
+            reason = told(error)
+            short = isinstance(reason, Shortage)
+            on_error(reason if short else f"refused the connection ({error.strerror or error})")
             return
         self._open.add(connection)
         on_ready(connection)
+
+    async def _opened(self) -> Connection:
+        while True:
+            try:
+                return (await self._loop.create_connection(lambda: Connection(self), *self._address))[1]
+            except OSError as error:
+                if error.errno not in _OURS or not self.make_room():
+                    raise
+
+    def drop_idle(self) -> int:
+        """Drop the connections that are kept for later; return how many there were."""
+        idle = list(self._idle)
+        for connection in idle:
+            connection.abort()
+        return len(idle)
 
     def release(self, connection: Connection) -> None:
         """Keep a connection for the next request."""
