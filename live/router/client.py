@@ -112,7 +112,8 @@ class Client(asyncio.Protocol):
         settings: limits.
         buffered: shared count of body bytes.
         handle: answers a whole request: at once, or by setting `source` and answering later.
-        on_gone: is called when the connection is.
+        on_made: is called when there is a connection.
+        on_gone: is called when there is none any more.
     """
 
     def __init__(
@@ -120,11 +121,13 @@ class Client(asyncio.Protocol):
         settings: RouterSettings,
         buffered: Buffered,
         handle: Callable[[Client, Request], None],
+        on_made: Callable[[Client], None],
         on_gone: Callable[[Client], None],
     ) -> None:
         self._settings = settings
         self._buffered = buffered
         self._handle = handle
+        self._on_made = on_made
         self._on_gone = on_gone
         self._parser = httptools.HttpRequestParser(self)
         self._reading: Request | None = None
@@ -140,17 +143,15 @@ class Client(asyncio.Protocol):
         self._stalled_s: float | None = None
         self.source: AnswerSource | None = None
         self.paused = False
-        self.connected = False
-        """Whether it has a transport."""
 
     # Connection
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Bound what may wait to be written, and send without delay."""
         self.transport = cast(asyncio.Transport, transport)
-        self.connected = True
         self.transport.set_write_buffer_limits(high=self._settings.write_buffer_bytes)
         set_nodelay(transport)
+        self._on_made(self)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Tell whoever answers."""
@@ -198,10 +199,19 @@ class Client(asyncio.Protocol):
 
     def stop(self) -> None:
         """Close if idle, else after the answer under way."""
-        if self._answering is None:
-            self.transport.close()
-        else:
+        if self._answering is not None:
             self._answering.keep_alive = False
+        else:
+            self.transport.close()
+
+    def close(self) -> None:
+        """Take no more requests, and close once all that was written is sent."""
+        self._closing = self._deaf = True
+        self.transport.close()
+
+    def cut(self) -> None:
+        """Close at once."""
+        self.transport.abort()
 
     # Reading
 
@@ -454,7 +464,7 @@ class Client(asyncio.Protocol):
             self.transport.write_eof()
 
     def _go_on(self) -> None:
-        if self._answering is not None or self._closing:
+        if self._answering is not None or self._closing or self.transport.is_closing():
             return
         self._next()
         if self._answering is None:

@@ -27,6 +27,7 @@ ASKS_DECODE = frozenset({"/v1/models", "/model_info", "/get_model_info", "/serve
 TEXT = (b"content-type", b"text/plain; version=0.0.4")
 _SWEEP_S = 1.0
 _FAN_OUT_TIMEOUT_S = 10.0
+_CLOSING_S = 1.0
 
 
 class RouterServer:
@@ -98,24 +99,41 @@ class RouterServer:
         return f"http://{f'[{host}]' if ':' in host else host}:{self.port}"
 
     async def stop(self) -> None:
-        """Take no more connections, let requests in flight end for a while, close everything."""
+        """Take no more connections, let requests in flight end for a while, close everything.
+
+        When it returns, every request has had its end, no connection is left, and none comes.
+        """
         self._stopping = True
         if self._server is not None:
+            for sock in self._server.sockets:  # asyncio cannot close a server while it makes transports
+                self._loop.remove_reader(sock.fileno())
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
             self._server.close()
-        for client in [each for each in self._clients if each.connected]:
+        for client in list(self._clients):
             client.stop()
         deadline_s = monotonic() + self._settings.drain_s
         while (self.core.in_flight or self.core.queue) and monotonic() < deadline_s:
             await asyncio.sleep(0.01)
-        for active in list(self.core.active):
-            active.fail(503, "the router stops")
-        for task in list(self._tasks):
+        while self.core.active:
+            for active in list(self.core.active):
+                active.fail(503, "the router stops")
+        for client in list(self._clients):
+            client.close()
+        closing = [*self._tasks, *(task for instance in self._instances for task in instance.pool.close())]
+        for task in closing:
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        for client in [each for each in self._clients if each.connected]:
-            client.transport.close()
-        for instance in self._instances:
-            instance.pool.close()
+        await asyncio.gather(*closing, return_exceptions=True)
+        await self._all_closed()
+
+    async def _all_closed(self) -> None:
+        """Give clients a moment to take what was written."""
+        deadline_s = monotonic() + _CLOSING_S
+        while self._clients and monotonic() < deadline_s:
+            await asyncio.sleep(0.005)
+        for client in list(self._clients):
+            client.cut()
+        await asyncio.sleep(0.01)
 
     async def __aenter__(self) -> RouterServer:
         await self.start()
@@ -147,9 +165,13 @@ class RouterServer:
     def _client(self) -> asyncio.Protocol:
         if len(self._clients) >= self._settings.max_connections or self._stopping:
             return _Full()
-        client = Client(self._settings, self._buffered, self._handle, self._clients.discard)
-        self._clients.add(client)
-        return client
+        return Client(self._settings, self._buffered, self._handle, self._made, self._clients.discard)
+
+    def _made(self, client: Client) -> None:
+        if self._stopping:
+            client.cut()
+        else:
+            self._clients.add(client)
 
     def _handle(self, client: Client, request: Request) -> None:
         path = request.path

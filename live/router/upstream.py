@@ -435,13 +435,12 @@ class Pool:
         while self._idle and now_s - self._idle[0].idle_since_s >= self._keep_alive_s:
             self._idle.popleft().abort()
 
-    def close(self) -> None:
-        """Drop all connections."""
-        for task in list(self._connecting):
-            task.cancel()
+    def close(self) -> list[asyncio.Task[None]]:
+        """Drop all connections; return what was about to make more, for the caller to cancel."""
         for connection in list(self._open):
             connection.abort()
         self._idle.clear()
+        return list(self._connecting)
 
 
 def set_nodelay(transport: asyncio.BaseTransport) -> None:
