@@ -21,6 +21,7 @@ _PIECE_BYTES = 32 * 1024
 """Bytes parsed at a time: thousands of requests or chunks may stand in them."""
 JSON = (b"content-type", b"application/json")
 CLOSE = (b"connection", b"close")
+ALLOW_ORIGIN = (b"access-control-allow-origin", b"*")
 KEEP_ALIVE = (b"connection", b"keep-alive")
 
 
@@ -58,6 +59,7 @@ class Request:
         "method",
         "modern",
         "quiet_bytes",
+        "route",
         "target",
     )
 
@@ -69,6 +71,8 @@ class Request:
         self.keep_alive = True
         self.body = Body()
         self.expects = False
+        self.route = "other"
+        """What the request is counted as."""
         self.header_bytes = 0
         self.quiet_bytes = 0
         """Received since the last byte of its body: chunk sizes, chunk extensions, trailers."""
@@ -436,7 +440,10 @@ class Client(asyncio.Protocol):
             self._answering.keep_alive = False
 
     def answer(self, status: int, body: bytes, headers: Sequence[tuple[bytes, bytes]] = (JSON,)) -> None:
-        """Write a whole answer."""
+        """Write a whole answer, which a page of any origin may see, as SGLang's may be seen."""
+        request = self._answering
+        if request is not None and request.header(b"origin") and not any(n == ALLOW_ORIGIN[0] for n, _ in headers):
+            headers = [*headers, ALLOW_ORIGIN, (b"access-control-allow-credentials", b"true")]
         bodiless = self._answering is not None and self._answering.method == b"HEAD"
         self.head(status, [*headers, (b"content-length", str(len(body)).encode())])
         if body and not bodiless:

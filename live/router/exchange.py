@@ -253,7 +253,7 @@ class Exchange(Relay):
         """Answer with a leg's head and a body that is at hand."""
         self._status, self._began = head.status, True
         self.saw_first_byte()
-        self.core.metrics.requests[self.request.path, str(head.status)] += 1
+        self.core.metrics.requests[self.request.route, str(head.status)] += 1
         self.client.answer(head.status, body, end_to_end(head.headers, frozenset({b"content-length"})))
         self.end("completed")
 

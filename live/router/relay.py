@@ -84,7 +84,7 @@ class Relay:
     def client_gone(self) -> None:
         """Give all legs up."""
         if not self.over:
-            self.core.metrics.requests[self.request.path, "499"] += not self._began
+            self.core.metrics.requests[self.request.route, "499"] += not self._began
             self.end("disconnected")
 
     # The way back
@@ -126,7 +126,7 @@ class Relay:
             headers.append(CHUNKED)
         elif not head.framing.empty:
             self.client.close_after_answer()
-        self.core.metrics.requests[self.request.path, str(head.status)] += 1
+        self.core.metrics.requests[self.request.route, str(head.status)] += 1
         self.client.head(head.status, headers)
         if self.client.paused:
             leg.pause()
@@ -165,7 +165,7 @@ class Relay:
         self.end("refused")
 
     def _answer_error(self, status: int, message: str) -> None:
-        self.core.metrics.requests[self.request.path, str(status)] += 1
+        self.core.metrics.requests[self.request.route, str(status)] += 1
         code = {500: "policy_failed", 502: "upstream_failed", 503: "overloaded", 504: "upstream_timeout"}.get(
             status, "bad_request"
         )
