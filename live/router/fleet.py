@@ -24,6 +24,7 @@ log = logging.getLogger("voltana.live.router")
 _REPEAT_S = 10.0
 """A shortage is told no more often."""
 
+
 class Backend(NamedTuple):
     """Where an instance is.
 

@@ -286,15 +286,13 @@ class RouterServer:
         client.source = source
         self._spawn(self._ask_all(merge, client, request, body, source))
 
-    async def _ask_all(
-        self, merge: _Merge, client: Client, request: Request, body: object, source: _FanOut
-    ) -> None:
+    async def _ask_all(self, merge: _Merge, client: Client, request: Request, body: object, source: _FanOut) -> None:
         headers = end_to_end(request.headers, _ANSWERED_ANEW)
         asked = [each for each in self._instances if each.up]
         method, target = request.method.decode(), request.target.decode("latin-1")
         answers = await asyncio.gather(
             *(
-                ask(each.url, target, body, method=method, headers=headers, timeout_s=_FAN_OUT_TIMEOUT_S)
+                ask(each.url, target, body=body, method=method, headers=headers, timeout_s=_FAN_OUT_TIMEOUT_S)
                 for each in asked
             ),
             return_exceptions=True,
