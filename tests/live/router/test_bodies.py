@@ -1,20 +1,17 @@
 """What is read of a request body, and what a long one costs the event loop."""
 
 import asyncio
-import gc
 import json
-import threading
-import time
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any
 
 import pytest
-import uvloop
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.live.router.conftest import beside
 from voltana.live.router.body import DECODED_BYTES, Body, BodyError, Prompts, bootstrap_parts, read_prompts
 from voltana.live.router.fleet import Backend
 from voltana.live.router.outline import STEP_BYTES
@@ -57,35 +54,6 @@ HOSTILE = {
     "token ids": filled(b'{"prompt": [', b"12345, ", b"1]}"),
     "rid": filled(b'{"prompt": "a", "rid": "', b"r", b'"}'),
 }
-
-
-@contextmanager
-def beside(make: Callable[[], RouterServer]) -> Iterator[tuple[RouterServer, list[float]]]:
-    """A router in a thread of its own, and the processor seconds of its loop's iterations, the longest one last."""
-    longest, routers, ready, done = [0.0], list[RouterServer](), threading.Event(), threading.Event()
-
-    async def run() -> None:
-        async with make() as router:
-            routers.append(router)
-            ready.set()
-            before_s = time.thread_time()
-            while not done.is_set():
-                await asyncio.sleep(0)
-                now_s = time.thread_time()
-                longest.append(max(longest.pop(), now_s - before_s))
-                before_s = now_s
-                time.sleep(0.0002)
-
-    thread = threading.Thread(target=lambda: uvloop.run(run()))
-    thread.start()
-    assert ready.wait(10)
-    gc.disable()
-    try:
-        yield routers[0], longest
-    finally:
-        gc.enable()
-        done.set()
-        thread.join()
 
 
 @asynccontextmanager
