@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 from tests.live.router.conftest import beside
 from voltana.live.router.body import DECODED_BYTES, Body, BodyError, Prompts, bootstrap_parts, read_prompts
 from voltana.live.router.fleet import Backend
+from voltana.live.router.logprobs import StreamMerger, merge_answers
 from voltana.live.router.outline import STEP_BYTES
 from voltana.live.router.server import RouterServer
 from voltana.live.router.settings import RouterSettings
@@ -275,3 +277,22 @@ def test_bootstrap_fields_go_before_the_closing_brace(raw: bytes) -> None:
     assert {key: merged[key] for key in json.loads(raw)} == json.loads(raw)
     assert (merged["bootstrap_host"], merged["bootstrap_port"]) == ("h", 5)
     assert 0 <= merged["bootstrap_room"] < 2**63
+
+
+def test_logprobs_of_a_long_prompt_are_joined_without_being_read() -> None:
+    tokens = [[-0.5, at, None] for at in range(100_000)]
+    meta = {"id": "r", "input_token_logprobs": tokens, "input_top_logprobs": None}
+    prefill = json.dumps({"text": "", "meta_info": meta}).encode()
+    own = {"meta_info": {"input_token_logprobs": [[1.0, 2, None]], "x": [1]}, "text": "b", "index": 0}
+    decode = json.dumps(own).encode()
+    whole = json.loads(merge_answers(prefill, decode))
+    assert whole["meta_info"] == {"input_token_logprobs": [*tokens, [1.0, 2, None]], "x": [1]}
+    assert whole["text"] == "b"
+    merger = StreamMerger(b"data: " + prefill + b"\n\n")
+    merged = merger.feed(b"data: " + decode + b"\n\n")
+    assert json.loads(merged[5:])["meta_info"]["input_token_logprobs"][-2:] == [tokens[-1], [1.0, 2, None]]
+    assert merge_answers(b"[]", decode) == decode and merge_answers(prefill, b"{") == b"{"
+    before_s = time.thread_time()
+    for _ in range(10):
+        merger.feed(b"data: " + decode + b"\n\n")
+    assert (time.thread_time() - before_s) / 10 < STALL_S / 2
