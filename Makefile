@@ -12,8 +12,9 @@ DATA   ?= ../shared/data
 LIVE_DEMO ?= outputs/live-demo
 SGLANG ?= .venv-sglang
 SGLANG_ROUTER ?= .venv-sglang-router
+CLIENTS ?= .venv-clients
 
-.PHONY: demo paper live-demo test test-fast test-torch test-live lint types check bench sglang clean
+.PHONY: demo paper live-demo test test-fast test-torch test-live test-clients stress lint types check bench sglang clean
 
 demo: $(READY)  ## sweep the paper's policies over request rates, compare, draw
 	$(BIN)/voltana-sim -m model=llama31_8b trace=sharegpt policy=static_max,static_1005,voltana rps=$(RATES) \
@@ -49,6 +50,12 @@ test-torch: $(DEV)  ## tests of the GPU profiler: installs torch, runs at tiny s
 test-live: $(DEV) sglang $(SGLANG_ROUTER)/.ready  ## tests on real SGLang servers, on the CPU; needs no GPU
 	VOLTANA_SGLANG=$(SGLANG) VOLTANA_SGLANG_ROUTER=$(SGLANG_ROUTER) $(BIN)/python -m pytest tests/live/servers/sglang --durations=10
 
+test-clients: $(DEV) $(CLIENTS)/.ready  ## others' clients and load generators, on emulated servers behind the router
+	VOLTANA_CLIENTS=$(CLIENTS) $(BIN)/python -m pytest -n 0 tests/clients --durations=5
+
+stress: $(DEV)  ## minutes of broken requests, killed servers, stops and too few file descriptors; prints what it tried
+	$(BIN)/python -m tests.stress.router
+
 sglang: $(READY)  ## the environment of stock SGLang on a CPU: 3.2 GB; what is there already is not built again
 	$(BIN)/python -m voltana.live.servers.sglang.environment $(SGLANG) --install-system-libraries
 
@@ -83,5 +90,11 @@ $(SGLANG_ROUTER)/.ready:  # SGLang's own router, which does not go into one envi
 	$(SGLANG_ROUTER)/bin/python -m pip install --quiet --disable-pip-version-check sglang-router==0.3.2
 	@touch $@
 
+$(CLIENTS)/.ready:  # guidellm brings torch with it
+	$(PYTHON) -m venv $(CLIENTS)
+	$(CLIENTS)/bin/python -m pip install --quiet --disable-pip-version-check \
+	    'openai>=3.57' 'aiperf>=0.13' 'guidellm>=0.8.1' 'torch>=2.5'
+	@touch $@
+
 clean:
-	rm -rf $(VENV) $(SGLANG) $(SGLANG_ROUTER) outputs build *.egg-info
+	rm -rf $(VENV) $(SGLANG) $(SGLANG_ROUTER) $(CLIENTS) outputs build *.egg-info

@@ -10,14 +10,19 @@ from typing import NamedTuple, Protocol, cast
 
 import httptools
 
-from voltana.live.router.http1 import error_body, response_head
+from voltana.live.router.body import Body, BodyError
+from voltana.live.router.http1 import end_to_end, error_body, response_head
 from voltana.live.router.settings import RouterSettings
 from voltana.live.router.upstream import set_nodelay
 
 _LINGER_S = 2.0
 """How long the rest of a refused request is read, so that the client gets to see why."""
+_PIECE_BYTES = 32 * 1024
+"""Bytes parsed at a time: thousands of requests or chunks may stand in them."""
 JSON = (b"content-type", b"application/json")
 CLOSE = (b"connection", b"close")
+ALLOW_ORIGIN = (b"access-control-allow-origin", b"*")
+KEEP_ALIVE = (b"connection", b"keep-alive")
 
 
 class AnswerSource(Protocol):
@@ -45,7 +50,18 @@ class Request:
         body: without framing.
     """
 
-    __slots__ = ("body", "expects", "header_bytes", "headers", "keep_alive", "method", "modern", "target")
+    __slots__ = (
+        "body",
+        "expects",
+        "header_bytes",
+        "headers",
+        "keep_alive",
+        "method",
+        "modern",
+        "quiet_bytes",
+        "route",
+        "target",
+    )
 
     def __init__(self) -> None:
         self.method = b""
@@ -53,9 +69,13 @@ class Request:
         self.headers: list[tuple[bytes, bytes]] = []
         self.modern = True
         self.keep_alive = True
-        self.body = bytearray()
+        self.body = Body()
         self.expects = False
+        self.route = "other"
+        """What the request is counted as."""
         self.header_bytes = 0
+        self.quiet_bytes = 0
+        """Received since the last byte of its body: chunk sizes, chunk extensions, trailers."""
 
     @property
     def path(self) -> str:
@@ -96,7 +116,8 @@ class Client(asyncio.Protocol):
         settings: limits.
         buffered: shared count of body bytes.
         handle: answers a whole request: at once, or by setting `source` and answering later.
-        on_gone: is called when the connection is.
+        on_made: is called when there is a connection.
+        on_gone: is called when there is none any more.
     """
 
     def __init__(
@@ -104,17 +125,21 @@ class Client(asyncio.Protocol):
         settings: RouterSettings,
         buffered: Buffered,
         handle: Callable[[Client, Request], None],
+        on_made: Callable[[Client], None],
         on_gone: Callable[[Client], None],
     ) -> None:
         self._settings = settings
         self._buffered = buffered
         self._handle = handle
+        self._on_made = on_made
         self._on_gone = on_gone
         self._parser = httptools.HttpRequestParser(self)
         self._reading: Request | None = None
         self._in_body = False
         self._ready: deque[Request | _Refusal] = deque()
         self._later = bytearray()
+        self._plain_head = b""
+        self._yielding = False
         self._deaf = False
         self._answering: Request | None = None
         self._closing = False
@@ -122,17 +147,15 @@ class Client(asyncio.Protocol):
         self._stalled_s: float | None = None
         self.source: AnswerSource | None = None
         self.paused = False
-        self.connected = False
-        """Whether it has a transport."""
 
     # Connection
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Bound what may wait to be written, and send without delay."""
         self.transport = cast(asyncio.Transport, transport)
-        self.connected = True
         self.transport.set_write_buffer_limits(high=self._settings.write_buffer_bytes)
         set_nodelay(transport)
+        self._on_made(self)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Tell whoever answers."""
@@ -180,38 +203,93 @@ class Client(asyncio.Protocol):
 
     def stop(self) -> None:
         """Close if idle, else after the answer under way."""
-        if self._answering is None:
-            self.transport.close()
-        else:
+        if self._answering is not None:
             self._answering.keep_alive = False
+        else:
+            self.transport.close()
+
+    def close(self) -> None:
+        """Take no more requests, and close once all that was written is sent."""
+        self._closing = self._deaf = True
+        self.transport.close()
+
+    def cut(self) -> None:
+        """Close at once."""
+        self.transport.abort()
 
     # Reading
 
     def data_received(self, data: bytes) -> None:
-        """Parse, unless an answer is under way."""
+        """Parse, unless an answer is under way; much at a time only in pieces, others' turns between them."""
         if self._deaf:
             return
-        if self._answering is None and not self._ready and not self._later:
+        if self._answering is None and not self._ready and not self._later and len(data) <= _PIECE_BYTES:
             self._feed(data)
             return
         self._later += data
-        if len(self._later) > self._settings.max_header_bytes:
+        if self._answering is None and not self._ready:
+            self._feed_on()
+        elif len(self._later) > self._settings.max_header_bytes:
             self.transport.pause_reading()
+
+    def _feed_on(self) -> None:
+        """Parse the next piece of what has come, unless an answer is under way; read on when there is none."""
+        if self.transport.is_closing() or self._yielding:
+            return
+        if self._deaf:
+            self._later.clear()
+        if not self._later:
+            self.transport.resume_reading()
+        elif self._answering is None and not self._ready:
+            piece = bytes(self._later[:_PIECE_BYTES])
+            del self._later[:_PIECE_BYTES]
+            self._feed(piece)
+            self._yield()
+
+    def _yield(self) -> None:
+        """Go on in the event loop's next turn."""
+        if not self._yielding:
+            self._yielding = True
+            self.transport.pause_reading()
+            asyncio.get_running_loop().call_soon(self._turn)
+
+    def _turn(self) -> None:
+        self._yielding = False
+        self._feed_on()
 
     def _feed(self, data: bytes) -> None:
         if self._reading is None:
             self._begin()
+        request, taken = self._reading, self._buffered.held
         try:
             self._parser.feed_data(data)
-        except httptools.HttpParserUpgrade:
-            self._refuse(400, "upgrades are not supported", "bad_request")
+        except httptools.HttpParserUpgrade as upgrade:
+            self._parser = httptools.HttpRequestParser(self)
+            self._later[:0] = self._plain_head + data[upgrade.args[0] :]
+            self._yield()
         except httptools.HttpParserError as error:
             self._refuse(400, f"not HTTP: {error}", "bad_request")
         reading = self._reading
-        if reading is not None and not self._in_body:
-            reading.header_bytes += len(data)
-            self._check_header_size(reading)
+        if reading is not None and reading is request:
+            self._check(reading, len(data), self._buffered.held - taken)
         self._next()
+
+    def _check(self, request: Request, received: int, of_body: int) -> None:
+        """Bound what is not body, look at what is."""
+        if not self._in_body:
+            request.header_bytes += received
+            self._check_header_size(request)
+            return
+        request.quiet_bytes = 0 if of_body else request.quiet_bytes + received
+        if request.quiet_bytes > self._settings.max_header_bytes:
+            self._refuse(431, f"trailers above {self._settings.max_header_bytes} bytes", "headers_too_large")
+        elif request.body.is_long:
+            try:
+                request.body.look()
+            except BodyError as error:
+                self._refuse(400, str(error), error.code)
+            else:
+                self._yield()
 
     def _begin(self) -> None:
         self._reading, self._in_body, self._since_s = Request(), False, monotonic()
@@ -227,8 +305,8 @@ class Client(asyncio.Protocol):
             self._reading.target += url
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """Take a header (parser)."""
-        if self._reading is not None:
+        """Take a header; those behind the body are dropped (parser)."""
+        if self._reading is not None and not self._in_body:
             self._reading.headers.append((name.lower(), value))
 
     def on_headers_complete(self) -> None:
@@ -251,10 +329,16 @@ class Client(asyncio.Protocol):
 
     def _judge_headers(self, request: Request) -> None:
         expected = request.header(b"expect")
-        if self._parser.should_upgrade():
-            self._refuse(400, "upgrades are not supported", "bad_request")
-        elif request.modern and request.header(b"host") is None:
-            self._refuse(400, "a Host header is required", "bad_request")
+        codings = [value.strip().lower() for name, value in request.headers if name == b"transfer-encoding"]
+        hosts = sum(name == b"host" for name, _ in request.headers)
+        if request.method == b"CONNECT" or b"websocket" in (request.header(b"upgrade") or b"").lower():
+            self._refuse(400, "tunnels and websockets are not supported", "bad_request")
+        elif self._parser.should_upgrade():
+            self._ignore_upgrade(request)
+        elif hosts > 1 or (request.modern and not hosts):
+            self._refuse(400, f"found {hosts} Host headers, allowed: one", "bad_request")
+        elif codings and (codings != [b"chunked"] or not request.modern):
+            self._refuse(400, "a transfer coding other than chunked, or one in HTTP/1.0", "bad_request")
         elif any(b"\r" in value or b"\n" in value for _, value in request.headers):
             self._refuse(400, "a header has a line break", "bad_request")
         elif expected is not None and expected.lower() != b"100-continue":
@@ -262,6 +346,16 @@ class Client(asyncio.Protocol):
         elif expected is not None and request.modern:
             request.expects = True
             self._continue()
+
+    def _ignore_upgrade(self, request: Request) -> None:
+        """Begin again without the offer to speak another protocol, after which the parser would look for no body."""
+        self._reading = None
+        headers = end_to_end(request.headers)
+        headers += [header for header in request.headers if header[0] == b"transfer-encoding"]
+        if not request.keep_alive:
+            headers.append(CLOSE)
+        lines = b"".join(b"%b: %b\r\n" % header for header in headers)
+        self._plain_head = b"%b %b HTTP/1.1\r\n%b\r\n" % (request.method, request.target, lines)
 
     def _continue(self) -> None:
         request = self._reading
@@ -275,8 +369,8 @@ class Client(asyncio.Protocol):
         if request is None or self._deaf:
             return
         request.expects = False
-        request.body += data
         self._buffered.held += len(data)
+        request.body.data += data
         if len(request.body) > self._settings.max_body_bytes:
             self._refuse_body(request)
         elif self._buffered.held > self._buffered.limit:
@@ -311,7 +405,7 @@ class Client(asyncio.Protocol):
     def release(self, request: Request) -> None:
         """Hold a request's body no more."""
         self._buffered.held -= len(request.body)
-        request.body = bytearray()
+        request.body = Body()
 
     # Answering
 
@@ -332,6 +426,8 @@ class Client(asyncio.Protocol):
         request = self._answering
         if request is None or not request.keep_alive:
             headers = [*headers, CLOSE]
+        elif not request.modern:
+            headers = [*headers, KEEP_ALIVE]
         self.transport.write(response_head(status, headers))
 
     def write(self, data: bytes) -> None:
@@ -344,7 +440,10 @@ class Client(asyncio.Protocol):
             self._answering.keep_alive = False
 
     def answer(self, status: int, body: bytes, headers: Sequence[tuple[bytes, bytes]] = (JSON,)) -> None:
-        """Write a whole answer."""
+        """Write a whole answer, which a page of any origin may see, as SGLang's may be seen."""
+        request = self._answering
+        if request is not None and request.header(b"origin") and not any(n == ALLOW_ORIGIN[0] for n, _ in headers):
+            headers = [*headers, ALLOW_ORIGIN, (b"access-control-allow-credentials", b"true")]
         bodiless = self._answering is not None and self._answering.method == b"HEAD"
         self.head(status, [*headers, (b"content-length", str(len(body)).encode())])
         if body and not bodiless:
@@ -372,13 +471,11 @@ class Client(asyncio.Protocol):
             self.transport.write_eof()
 
     def _go_on(self) -> None:
-        if self._answering is not None or self._closing:
+        if self._answering is not None or self._closing or self.transport.is_closing():
             return
         self._next()
-        if self._answering is None and self._later and not self._deaf:
-            data, self._later = bytes(self._later), bytearray()
-            self.transport.resume_reading()
-            self._feed(data)
+        if self._answering is None:
+            self._feed_on()
         self._continue()
 
     def break_off(self) -> None:

@@ -5,14 +5,14 @@ from __future__ import annotations
 from functools import partial
 from time import monotonic
 
-from voltana.live.router.body import Prompts, with_bootstrap
+from voltana.live.router.body import Payload, Prompts, bootstrap_parts
 from voltana.live.router.client import Client, Request
 from voltana.live.router.core import Core, Routed
 from voltana.live.router.fleet import Group, Instance
 from voltana.live.router.http1 import ResponseHead, end_to_end
 from voltana.live.router.logprobs import StreamMerger, first_error, merge_answers
 from voltana.live.router.relay import Relay, forwarded_head
-from voltana.live.router.upstream import Connection, Leg
+from voltana.live.router.upstream import Connection, Leg, Shortage
 from voltana.state import RequestInfo
 
 _KEPT_OF_PREFILL = 64 * 1024
@@ -142,6 +142,9 @@ class Exchange(Relay):
         if self.over or side.instance is None:
             return
         side.instance.failed(reason, 1)
+        if isinstance(reason, Shortage):
+            self.refuse(reason)
+            return
         side.instance.account.gone(self.prompts.number, self.prompts.tokens, arrived=False)
         side.refusal = f"{side.instance.url} {reason}"
         side.tried |= {side.instance}
@@ -167,18 +170,18 @@ class Exchange(Relay):
                 return
         assert prefill.instance is not None
         host, port = prefill.instance.host, prefill.instance.bootstrap_port
-        body = with_bootstrap(self.request.body, self.prompts, host, port)
-        self.client.release(self.request)
-        prefill.leg = self._send_leg(prefill, body, decoded=True)
-        decode.leg = self._send_leg(decode, body, decoded=self.decodes_decode())
+        parts = bootstrap_parts(self.request.body, self.prompts, host, port)
+        payload = Payload(parts, 2, partial(self.client.release, self.request))
+        prefill.leg = self._send_leg(prefill, payload, decoded=True)
+        decode.leg = self._send_leg(decode, payload, decoded=self.decodes_decode())
 
-    def _send_leg(self, side: _Side, body: bytes, *, decoded: bool) -> Leg:
+    def _send_leg(self, side: _Side, payload: Payload, *, decoded: bool) -> Leg:
         assert side.connection is not None and side.instance is not None
         leg = Leg(side.connection, self, decoded=decoded)
         side.connection = None
         side.instance.requests_total += 1
         head = forwarded_head(self.request, side.instance)
-        leg.send(b"%bcontent-length: %d\r\n\r\n%b" % (head, len(body), body))
+        leg.send(b"%bcontent-length: %d\r\n\r\n" % (head, payload.size), payload)
         return leg
 
     def decodes_decode(self) -> bool:
@@ -250,7 +253,7 @@ class Exchange(Relay):
         """Answer with a leg's head and a body that is at hand."""
         self._status, self._began = head.status, True
         self.saw_first_byte()
-        self.core.metrics.requests[self.request.path, str(head.status)] += 1
+        self.core.metrics.requests[self.request.route, str(head.status)] += 1
         self.client.answer(head.status, body, end_to_end(head.headers, frozenset({b"content-length"})))
         self.end("completed")
 
@@ -259,7 +262,7 @@ class Exchange(Relay):
         instance = self._side_of(leg)
         instance.failed(reason, self.core.settings.fail_after)
         if leg is self._answer or not self._began:
-            self.fail(502, f"{instance.url} {reason}")
+            self.lost(instance, reason)
 
     def _side_of(self, leg: Leg) -> Instance:
         instance = (self.prefill if leg is self.prefill.leg else self.decode).instance
@@ -297,7 +300,7 @@ class Exchange(Relay):
             _Drain(self.core, leg)
         super().end(outcome)
         for side in (self.prefill, self.decode):
-            self._close(side, arrived=outcome != "rejected")
+            self._close(side, arrived=outcome not in ("rejected", "refused"))
         self.core.metrics.outcomes[outcome] += 1
         self.core.metrics.duration_s.add(monotonic() - self.started_s)
         if self.core.observer is not None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Sequence
+from math import inf
+from time import monotonic
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
@@ -14,10 +16,13 @@ from voltana.live import http
 from voltana.live.router.accounts import Account, Telemetry
 from voltana.live.router.http1 import reason_of
 from voltana.live.router.settings import RouterSettings
-from voltana.live.router.upstream import Pool
+from voltana.live.router.upstream import Pool, Shortage, told
 from voltana.state import Phase, RequestInfo, Router
 
 log = logging.getLogger("voltana.live.router")
+
+_REPEAT_S = 10.0
+"""A shortage is told no more often."""
 
 
 class Backend(NamedTuple):
@@ -54,6 +59,7 @@ class Instance:
         self.failures_in_a_row = 0
         self.requests_total = 0
         self.failures_total = 0
+        self._short_s = -inf
         self.on_change: Callable[[], None] = lambda: None
 
     def succeeded(self) -> None:
@@ -65,7 +71,12 @@ class Instance:
             self.on_change()
 
     def failed(self, reason: str, fatal_after: int) -> None:
-        """An answer did not come; after so many in a row the instance is taken out."""
+        """An answer did not come; so many in a row take the instance out. A shortage of our own is not its fault."""
+        if isinstance(reason, Shortage):
+            if monotonic() - self._short_s > _REPEAT_S:
+                self._short_s = monotonic()
+                log.warning("no connection to %s: %s", self.url, reason)
+            return
         self.failures_in_a_row += 1
         self.failures_total += 1
         if self.up and self.failures_in_a_row >= fatal_after:
@@ -149,7 +160,7 @@ async def _check(instance: Instance, timeout_s: float) -> None:
     except TimeoutError:
         instance.failed(f"did not answer /health within {timeout_s:g} s", 2)
     except OSError as error:
-        instance.failed(str(error), 2)
+        instance.failed(told(error), 2)
     else:
         if answer.status == 200:
             instance.succeeded()

@@ -30,6 +30,8 @@ HOP_BY_HOP = frozenset(
 
 _MAX_LINE = 4096
 """Longest chunk-size or trailer line; real ones have a few bytes."""
+_MAX_TRAILERS = 16 * 1024
+"""Bytes of all trailers together; they are read and dropped."""
 
 
 class ProtocolError(Exception):
@@ -61,7 +63,8 @@ class Framing:
         self.left = 0 if chunked else (1 << 62 if length is None else length)
         self._until_close = not chunked and length is None
         self._line = b""
-        self._in_trailer = False
+        self._trailer_bytes = -1
+        self._trailer_at = -1
 
     @property
     def empty(self) -> bool:
@@ -93,8 +96,15 @@ class Framing:
             payload.append(data[:mine])
         return mine if self.left == 0 else -1
 
+    def without_trailers(self, data: bytes, end: int) -> bytes:
+        """What may be passed on of the bytes scanned last, with what `scan` returned for them."""
+        if self._trailer_at < 0:
+            return data if end < 0 else data[:end]
+        return data[: self._trailer_at] + (b"\r\n" if end >= 0 else b"")
+
     def _scan_chunks(self, data: bytes, payload: list[bytes] | None) -> int:
         at = 0
+        self._trailer_at = -1 if self._trailer_bytes < 0 else 0
         while at < len(data):
             if self.left > 0:
                 at = self._inside(data, at, payload)
@@ -105,8 +115,11 @@ class Framing:
                 return -1
             line = self._line + data[at:end]
             self._line, at = b"", end
-            if self._next(line):
-                return at
+            if self._trailer_bytes >= 0:
+                if self._ends(line):
+                    return at
+            elif self._size(line) == 0:
+                self._trailer_at = at
         return -1
 
     def _inside(self, data: bytes, at: int, payload: list[bytes] | None) -> int:
@@ -122,17 +135,22 @@ class Framing:
         if len(self._line) > _MAX_LINE:
             raise ProtocolError("a line of a chunked body is too long")
 
-    def _next(self, line: bytes) -> bool:
-        """Take a whole line; true if it ends the body."""
-        if self._in_trailer:
-            self.left = -1
-            return line == b"\r\n"
+    def _ends(self, line: bytes) -> bool:
+        """Take a whole trailer line; true if it ends the body."""
+        self.left = -1
+        self._trailer_bytes += len(line)
+        if self._trailer_bytes > _MAX_TRAILERS:
+            raise ProtocolError("the trailers of a chunked body are too long")
+        return line == b"\r\n"
+
+    def _size(self, line: bytes) -> int:
+        """Take a whole line that tells the size of a chunk."""
         size = chunk_size(line[:-2]) if line.endswith(b"\r\n") else -1
         if size < 0:
             raise ProtocolError(f"no chunk size: {line[:40]!r}")
-        self._in_trailer = size == 0
+        self._trailer_bytes = -1 if size else 0
         self.left = size + 2 if size else -1
-        return False
+        return size
 
 
 class ResponseHead(NamedTuple):

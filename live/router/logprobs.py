@@ -1,6 +1,7 @@
 """Merging the logprobs of both legs: the prefill server alone knows those of the prompt.
 
-Only answers to /generate with `return_logprob` come here; they alone are decoded and encoded again.
+Only answers to /generate with `return_logprob` come here; they alone are taken apart. What is joined stays the bytes it
+was: the numbers of a long prompt, which stand in every event of a stream, are neither decoded nor encoded.
 """
 
 from __future__ import annotations
@@ -14,10 +15,15 @@ INPUT_FIELDS = ("input_token_logprobs", "input_top_logprobs", "input_token_ids_l
 """Lists over the prompt's tokens: prefill's, then decode's."""
 
 
+_Members = dict[str, msgspec.Raw]
+_decode_members = msgspec.json.Decoder(_Members).decode
+_decode_answers = msgspec.json.Decoder(_Members | list[_Members]).decode
+
+
 def merge_answers(prefill: bytes, decode: bytes) -> bytes:
     """Decode's whole answer with prefill's input logprobs before its own; unchanged if either is of another form."""
     try:
-        ours, theirs = msgspec.json.decode(decode), msgspec.json.decode(prefill)
+        ours, theirs = _decode_answers(decode), _decode_answers(prefill)
     except msgspec.DecodeError:
         return decode
     pairs = zip(ours, theirs, strict=False) if isinstance(ours, list) and isinstance(theirs, list) else [(ours, theirs)]
@@ -33,9 +39,9 @@ class StreamMerger:
     """
 
     def __init__(self, prefill: bytes) -> None:
-        self._inputs: dict[Any, dict[str, list[Any]]] = {}
+        self._inputs: dict[bytes, _Members] = {}
         for event in _events(prefill):
-            self._inputs.setdefault(event.get("index", 0), _inputs(event))
+            self._inputs.setdefault(_index(event), _inputs(event))
         self._rest = b""
 
     def feed(self, payload: bytes) -> bytes:
@@ -49,7 +55,7 @@ class StreamMerger:
 
     def _merged(self, event: bytes) -> bytes:
         answer = _decoded(event)
-        if answer is None or not _prepend(answer, self._inputs.get(answer.get("index", 0), {})):
+        if answer is None or not _prepend(answer, self._inputs.get(_index(answer), {})):
             return event
         return b"data: " + msgspec.json.encode(answer)
 
@@ -59,34 +65,49 @@ def first_error(payload: bytes) -> bool:
     return b'"error"' in payload and any("error" in event for event in _events(payload))
 
 
-def _events(payload: bytes) -> Iterator[dict[str, Any]]:
+def _events(payload: bytes) -> Iterator[_Members]:
     for event in payload.split(b"\n\n"):
         decoded = _decoded(event)
         if decoded is not None:
             yield decoded
 
 
-def _decoded(event: bytes) -> dict[str, Any] | None:
+def _decoded(event: bytes) -> _Members | None:
     if not event.startswith(b"data:"):
         return None
     try:
-        answer = msgspec.json.decode(event[5:])
+        return _decode_members(event[5:])
     except msgspec.DecodeError:
         return None
-    return answer if isinstance(answer, dict) else None
 
 
-def _inputs(answer: Any) -> dict[str, list[Any]]:
-    meta = answer.get("meta_info") if isinstance(answer, dict) else None
-    if not isinstance(meta, dict):
-        return {}
-    return {name: meta[name] for name in INPUT_FIELDS if isinstance(meta.get(name), list)}
+def _index(answer: _Members) -> bytes:
+    return bytes(answer.get("index", b"0"))
 
 
-def _prepend(answer: Any, inputs: dict[str, list[Any]]) -> bool:
-    meta = answer.get("meta_info") if isinstance(answer, dict) else None
-    if not isinstance(meta, dict):
+def _meta(answer: Any) -> _Members | None:
+    try:
+        return _decode_members(answer["meta_info"])
+    except (KeyError, TypeError, msgspec.DecodeError):
+        return None
+
+
+def _inputs(answer: Any) -> _Members:
+    meta = _meta(answer) or {}
+    return {name: meta[name] for name in INPUT_FIELDS if bytes(meta.get(name, b"")).startswith(b"[")}
+
+
+def _prepend(answer: Any, inputs: _Members) -> bool:
+    meta = _meta(answer)
+    if meta is None:
         return False
     for name, values in inputs.items():
-        meta[name] = values + (meta.get(name) or [])
+        meta[name] = _joined(bytes(values), bytes(meta.get(name, b"[]")))
+    answer["meta_info"] = msgspec.Raw(msgspec.json.encode(meta))
     return bool(inputs)
+
+
+def _joined(first: bytes, second: bytes) -> msgspec.Raw:
+    """Two JSON lists in one; null is an empty one."""
+    inner = [each.strip()[1:-1] for each in (first, second) if each.strip() != b"null"]
+    return msgspec.Raw(b"[%b]" % b",".join(each for each in inner if each.strip()))

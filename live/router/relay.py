@@ -8,7 +8,7 @@ from voltana.live.router.client import Client, Request
 from voltana.live.router.core import Core
 from voltana.live.router.fleet import Instance
 from voltana.live.router.http1 import ResponseHead, end_to_end
-from voltana.live.router.upstream import Connection, Leg
+from voltana.live.router.upstream import Connection, Leg, Shortage
 
 _NOT_FORWARDED = frozenset({b"host", b"content-length", b"expect"})
 _FRAMED_ANEW = frozenset({b"content-length"})
@@ -66,7 +66,7 @@ class Relay:
     def _unreachable(self, reason: str) -> None:
         if not self.over:
             self._instance.failed(reason, 1)
-            self.fail(502, f"{self._instance.url} {reason}")
+            self.lost(self._instance, reason)
 
     # The client's side
 
@@ -84,7 +84,7 @@ class Relay:
     def client_gone(self) -> None:
         """Give all legs up."""
         if not self.over:
-            self.core.metrics.requests[self.request.path, "499"] += not self._began
+            self.core.metrics.requests[self.request.route, "499"] += not self._began
             self.end("disconnected")
 
     # The way back
@@ -106,7 +106,7 @@ class Relay:
     def on_failure(self, leg: Leg, reason: str) -> None:
         """The answer will not become whole."""
         self._instance.failed(reason, self.core.settings.fail_after)
-        self.fail(502, f"{self._instance.url} {reason}")
+        self.lost(self._instance, reason)
 
     def begin(self, leg: Leg, head: ResponseHead, framed: bool = False) -> None:
         """Begin the client's answer with a leg's head.
@@ -126,7 +126,7 @@ class Relay:
             headers.append(CHUNKED)
         elif not head.framing.empty:
             self.client.close_after_answer()
-        self.core.metrics.requests[self.request.path, str(head.status)] += 1
+        self.core.metrics.requests[self.request.route, str(head.status)] += 1
         self.client.head(head.status, headers)
         if self.client.paused:
             leg.pause()
@@ -152,13 +152,20 @@ class Relay:
             self._answer_error(status, message)
         self.end("failed")
 
+    def lost(self, instance: Instance, reason: str) -> None:
+        """Answer that an instance, or the way there, failed."""
+        if isinstance(reason, Shortage):
+            self.refuse(reason)
+        else:
+            self.fail(502, f"{instance.url} {reason}")
+
     def refuse(self, message: str) -> None:
         """Answer that there is no room."""
         self._answer_error(503, message)
         self.end("refused")
 
     def _answer_error(self, status: int, message: str) -> None:
-        self.core.metrics.requests[self.request.path, str(status)] += 1
+        self.core.metrics.requests[self.request.route, str(status)] += 1
         code = {500: "policy_failed", 502: "upstream_failed", 503: "overloaded", 504: "upstream_timeout"}.get(
             status, "bad_request"
         )

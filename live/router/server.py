@@ -10,10 +10,13 @@ from functools import partial
 from time import monotonic
 from typing import cast
 
+import msgspec
+
 from voltana.live.http import Answer, ask
-from voltana.live.router.body import BodyError, read_prompts
+from voltana.live.router.body import DECODED_BYTES, GENERATES, BodyError, read_prompts
 from voltana.live.router.client import JSON, Buffered, Client, Request
 from voltana.live.router.core import Core, Observer, log_policy_error
+from voltana.live.router.descriptors import backlog, fit
 from voltana.live.router.exchange import Exchange, MergingExchange
 from voltana.live.router.fleet import Backend, Group, Instance, watch
 from voltana.live.router.http1 import end_to_end, response_head
@@ -22,11 +25,18 @@ from voltana.live.router.relay import Relay
 from voltana.live.router.settings import RouterSettings
 from voltana.state import Router
 
-GENERATES = frozenset({"/generate", "/v1/completions", "/v1/chat/completions"})
-ASKS_DECODE = frozenset({"/v1/models", "/model_info", "/get_model_info", "/server_info", "/get_server_info"})
+ASKS_DECODE = frozenset(
+    {"/v1/models", "/v1/models/{model}", "/model_info", "/get_model_info", "/server_info", "/get_server_info"}
+)
 TEXT = (b"content-type", b"text/plain; version=0.0.4")
 _SWEEP_S = 1.0
 _FAN_OUT_TIMEOUT_S = 10.0
+_CLOSING_S = 1.0
+_ANSWERED_ANEW = frozenset({b"host", b"content-length", b"content-type", b"expect"})
+
+
+_Route = tuple[tuple[bytes, ...], Callable[[Client, Request], None]]
+"""Methods, and who answers."""
 
 
 class RouterServer:
@@ -43,7 +53,7 @@ class RouterServer:
         on_policy_error: is told what a policy raised; the request is answered with status 500.
 
     Raises:
-        UserError: a URL that is none, or no instance of a phase.
+        UserError: a URL that is none, no instance of a phase, or too few file descriptors.
     """
 
     def __init__(
@@ -57,7 +67,7 @@ class RouterServer:
         origin_s: float | None = None,
         on_policy_error: Callable[[Exception], None] = log_policy_error,
     ) -> None:
-        self._settings = settings or RouterSettings()
+        self._settings = fit(settings or RouterSettings())
         self._loop = asyncio.get_running_loop()
         groups = (
             Group([Instance(each, "prefill", self._settings, self._loop) for each in prefill], prefill_policy),
@@ -65,10 +75,13 @@ class RouterServer:
         )
         self.core = Core(self._settings, *groups, observer, origin_s, on_policy_error)
         self._instances = [*groups[0].instances, *groups[1].instances]
+        for instance in self._instances:
+            instance.pool.make_room = self._drop_idle
         self._buffered = Buffered(self._settings.max_buffered_bytes)
         self._clients: set[Client] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._server: asyncio.Server | None = None
+        self._routes = self._make_routes()
         self._stopping = False
         self.port = self._settings.port
         """The port listened at, once started."""
@@ -82,7 +95,7 @@ class RouterServer:
             OSError: the address cannot be bound.
         """
         self._server = await self._loop.create_server(
-            self._client, self._settings.host, self._settings.port, backlog=1024
+            self._client, self._settings.host, self._settings.port, backlog=backlog()
         )
         self.port = int(self._server.sockets[0].getsockname()[1])
         for instance in self._instances:
@@ -96,24 +109,41 @@ class RouterServer:
         return f"http://{f'[{host}]' if ':' in host else host}:{self.port}"
 
     async def stop(self) -> None:
-        """Take no more connections, let requests in flight end for a while, close everything."""
+        """Take no more connections, let requests in flight end for a while, close everything.
+
+        When it returns, every request has had its end, no connection is left, and none comes.
+        """
         self._stopping = True
         if self._server is not None:
+            for sock in self._server.sockets:  # asyncio cannot close a server while it makes transports
+                self._loop.remove_reader(sock.fileno())
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
             self._server.close()
-        for client in [each for each in self._clients if each.connected]:
+        for client in list(self._clients):
             client.stop()
         deadline_s = monotonic() + self._settings.drain_s
         while (self.core.in_flight or self.core.queue) and monotonic() < deadline_s:
             await asyncio.sleep(0.01)
-        for active in list(self.core.active):
-            active.fail(503, "the router stops")
-        for task in list(self._tasks):
+        while self.core.active:
+            for active in list(self.core.active):
+                active.fail(503, "the router stops")
+        for client in list(self._clients):
+            client.close()
+        closing = [*self._tasks, *(task for instance in self._instances for task in instance.pool.close())]
+        for task in closing:
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        for client in [each for each in self._clients if each.connected]:
-            client.transport.close()
-        for instance in self._instances:
-            instance.pool.close()
+        await asyncio.gather(*closing, return_exceptions=True)
+        await self._all_closed()
+
+    async def _all_closed(self) -> None:
+        """Give clients a moment to take what was written."""
+        deadline_s = monotonic() + _CLOSING_S
+        while self._clients and monotonic() < deadline_s:
+            await asyncio.sleep(0.005)
+        for client in list(self._clients):
+            client.cut()
+        await asyncio.sleep(0.01)
 
     async def __aenter__(self) -> RouterServer:
         await self.start()
@@ -121,6 +151,9 @@ class RouterServer:
 
     async def __aexit__(self, *_: object) -> None:
         await self.stop()
+
+    def _drop_idle(self) -> int:
+        return sum(instance.pool.drop_idle() for instance in self._instances)
 
     def _spawn(self, work: Coroutine[object, None, None]) -> None:
         task = self._loop.create_task(work)
@@ -142,29 +175,52 @@ class RouterServer:
     def _client(self) -> asyncio.Protocol:
         if len(self._clients) >= self._settings.max_connections or self._stopping:
             return _Full()
-        client = Client(self._settings, self._buffered, self._handle, self._clients.discard)
-        self._clients.add(client)
-        return client
+        return Client(self._settings, self._buffered, self._handle, self._made, self._clients.discard)
+
+    def _made(self, client: Client) -> None:
+        if self._stopping:
+            client.cut()
+        else:
+            self._clients.add(client)
 
     def _handle(self, client: Client, request: Request) -> None:
         path = request.path
-        if path in GENERATES:
-            self._only(client, request, (b"POST",), self._generate)
-        elif path in ASKS_DECODE:
-            self._only(client, request, (b"GET", b"HEAD"), self._ask_decode)
-        elif path in self._own():
-            method, answer = self._own()[path]
-            self._only(client, request, method, answer)
-        else:
+        route = "/v1/models/{model}" if path.startswith("/v1/models/") else path
+        known = self._routes.get(route)
+        request.route = "other" if known is None else route
+        if known is None:
             self._error(client, request, 404, f"there is no {path[:200]} here", "not_found")
+        elif request.method == b"OPTIONS" and request.header(b"access-control-request-method") is not None:
+            self._preflight(client, request)
+        else:
+            self._only(client, request, *known)
 
-    def _own(self) -> dict[str, tuple[tuple[bytes, ...], Callable[[Client, Request], None]]]:
-        return {
-            "/health": ((b"GET", b"HEAD"), self._health),
-            "/metrics": ((b"GET", b"HEAD"), self._metrics),
-            "/v1/loads": ((b"GET",), partial(self._fan_out, "GET")),
-            "/flush_cache": ((b"POST",), partial(self._fan_out, "POST")),
+    def _make_routes(self) -> dict[str, _Route]:
+        get, post = (b"GET", b"HEAD"), (b"POST",)
+        routes: dict[str, _Route] = dict.fromkeys(GENERATES, (post, self._generate))
+        routes |= dict.fromkeys(ASKS_DECODE, (get, self._ask_decode))
+        return routes | {
+            "/health": (get, self._health),
+            "/health_generate": ((b"GET",), partial(self._fan_out, _all_healthy)),
+            "/metrics": (get, self._metrics),
+            "/v1/loads": ((b"GET",), partial(self._fan_out, _loads)),
+            "/flush_cache": ((b"GET", b"POST"), partial(self._fan_out, _all_done)),
+            "/abort_request": (post, partial(self._fan_out, _all_done)),
         }
+
+    def _preflight(self, client: Client, request: Request) -> None:
+        """What a browser asks before it sends a request from another origin: all is allowed, as by SGLang."""
+        self._count(request, 200)
+        headers = [
+            (b"content-type", b"text/plain; charset=utf-8"),
+            (b"vary", b"Origin"),
+            (b"access-control-allow-origin", request.header(b"origin") or b"*"),
+            (b"access-control-allow-credentials", b"true"),
+            (b"access-control-allow-methods", b"DELETE, GET, HEAD, OPTIONS, PATCH, POST, PUT"),
+            (b"access-control-allow-headers", request.header(b"access-control-request-headers") or b"*"),
+            (b"access-control-max-age", b"600"),
+        ]
+        client.answer(200, b"OK", headers)
 
     def _only(
         self,
@@ -181,8 +237,7 @@ class RouterServer:
         self._error(client, request, 405, message, "method_not_allowed", [(b"allow", allowed)])
 
     def _count(self, request: Request, status: int) -> None:
-        known = request.path in GENERATES or request.path in ASKS_DECODE or request.path in self._own()
-        self.core.metrics.requests[request.path if known else "other", str(status)] += 1
+        self.core.metrics.requests[request.route, str(status)] += 1
 
     def _error(
         self,
@@ -200,9 +255,10 @@ class RouterServer:
 
     def _generate(self, client: Client, request: Request) -> None:
         try:
-            prompts = read_prompts(request.body, self._settings.chars_per_token)
+            limits = self._settings
+            prompts = read_prompts(request.body, request.path, limits.chars_per_token, limits.max_prompts)
         except BodyError as error:
-            self._error(client, request, 400, str(error), "bad_json")
+            self._error(client, request, 400, str(error), error.code)
             return
         kind = MergingExchange if prompts.wants_logprobs and request.path == "/generate" else Exchange
         exchange = kind(self.core, client, request, prompts)
@@ -218,25 +274,34 @@ class RouterServer:
         else:
             self._error(client, request, 503, "no decode instance is up", "overloaded")
 
-    def _fan_out(self, method: str, client: Client, request: Request) -> None:
+    def _fan_out(self, merge: _Merge, client: Client, request: Request) -> None:
+        try:
+            if request.body.is_long:
+                raise BodyError(f"a body above {DECODED_BYTES} bytes", "too_long")
+            body = msgspec.json.decode(request.body.data) if request.body.data else None
+        except (BodyError, msgspec.DecodeError, RecursionError) as error:
+            self._error(client, request, 400, str(error), "bad_json")
+            return
         source = _FanOut()
         client.source = source
-        self._spawn(self._ask_all(method, client, request, source))
+        self._spawn(self._ask_all(merge, client, request, body, source))
 
-    async def _ask_all(self, method: str, client: Client, request: Request, source: _FanOut) -> None:
-        headers = end_to_end(request.headers, frozenset({b"host", b"content-length", b"expect"}))
+    async def _ask_all(self, merge: _Merge, client: Client, request: Request, body: object, source: _FanOut) -> None:
+        headers = end_to_end(request.headers, _ANSWERED_ANEW)
         asked = [each for each in self._instances if each.up]
-        target = request.target.decode("latin-1")
+        method, target = request.method.decode(), request.target.decode("latin-1")
         answers = await asyncio.gather(
-            *(ask(each.url, target, method=method, headers=headers, timeout_s=_FAN_OUT_TIMEOUT_S) for each in asked),
+            *(
+                ask(each.url, target, body=body, method=method, headers=headers, timeout_s=_FAN_OUT_TIMEOUT_S)
+                for each in asked
+            ),
             return_exceptions=True,
         )
         if source.gone:
             return
-        merge = _loads if method == "GET" else _all_done
-        status, body = merge(asked, answers)
+        status, told = merge(asked, answers)
         self._count(request, status)
-        client.answer(status, json.dumps(body).encode())
+        client.answer(status, b"" if told is None else json.dumps(told).encode())
 
     # Its own
 
@@ -270,6 +335,10 @@ class RouterServer:
         )
         for name, kind, text, value_of in per_instance:
             yield from family(name, kind, text, [(label, value_of(each)) for label, each in labels])
+
+
+_Merge = Callable[[Sequence[Instance], Sequence[Answer | BaseException]], tuple[int, object]]
+"""Makes of all instances' answers a status and a body; None: an empty one."""
 
 
 class _FanOut:
@@ -307,6 +376,12 @@ def _loads(asked: Sequence[Instance], answers: Sequence[Answer | BaseException])
                 whose = {"instance": instance.url, "phase": instance.phase}
                 loads += [{**load, **whose} for load in json.loads(answer.body).get("loads", ())]
     return 200, {"loads": loads}
+
+
+def _all_healthy(asked: Sequence[Instance], answers: Sequence[Answer | BaseException]) -> tuple[int, object]:
+    """Whether every instance made a token, and there is one of each phase."""
+    healthy = all(isinstance(answer, Answer) and answer.status == 200 for answer in answers)
+    return (200 if healthy and {each.phase for each in asked} == {"prefill", "decode"} else 503), None
 
 
 def _all_done(asked: Sequence[Instance], answers: Sequence[Answer | BaseException]) -> tuple[int, object]:

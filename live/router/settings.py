@@ -25,6 +25,8 @@ class RouterSettings(Section):
     """Clients connected at a time."""
     max_header_bytes: Count = 32 * 1024
     max_body_bytes: Count = 16 * 1024 * 1024
+    max_prompts: Count = 1024
+    """Of one request."""
     max_buffered_bytes: Count = 256 * 1024 * 1024
     """Request bodies held at a time, all together."""
     write_buffer_bytes: Count = 64 * 1024

@@ -3,16 +3,39 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import socket
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from time import monotonic
 from typing import Protocol, cast
 
+from voltana.live.router.body import SLICE_BYTES, Payload
 from voltana.live.router.http1 import Framing, ProtocolError, ResponseHead, chunk_size, parse_response_head
 
 MAX_HEAD_BYTES = 64 * 1024
 """Of an instance's response."""
+MAX_INTERIM = 16
+"""Interim (1xx) responses before the real one."""
+
+
+_OURS = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EADDRNOTAVAIL})
+_OURS_OF_NAMES = frozenset({socket.EAI_MEMORY, socket.EAI_SYSTEM})
+
+
+class Shortage(str):
+    """Why there is no connection, where that is no fault of the instance: this process or host has no more to give."""
+
+    __slots__ = ()
+
+
+def told(error: OSError) -> str:
+    """Why there is no connection, or no answer."""
+    for each in (error, error.__cause__):
+        ours = _OURS_OF_NAMES if isinstance(each, socket.gaierror) else _OURS
+        if isinstance(each, OSError) and each.errno in ours:
+            return Shortage(f"the router is short of something: {each.strerror or each}")
+    return str(error)
 
 
 class LegOwner(Protocol):
@@ -51,17 +74,65 @@ class Leg:
         self._pool = connection.pool
         self.decoded = decoded
         self._bodiless = bodiless
-        self._request: bytes | None = None
+        self._head = b""
+        self._payload: Payload | None = None
+        self._unsent: Iterator[bytes | memoryview] | None = None
+        self._next_slice: asyncio.Handle | None = None
+        self._resendable = False
+        self._interim = 0
         self._raw_head = b""
         self._reading = True
         connection.leg = self
 
-    def send(self, request: bytes) -> None:
-        """Send the request."""
+    def send(self, head: bytes, payload: Payload | None = None) -> None:
+        """Send the request: its head and the body, which is let go of once it will not be sent again."""
         assert self.connection is not None
-        self._request = request if self.connection.used else None
-        self.connection.used = True
-        self.connection.transport.write(request)
+        self._head, self._payload = head, payload
+        self._resendable = self.connection.used
+        self._transmit(self.connection)
+
+    def _transmit(self, connection: Connection) -> None:
+        connection.used = True
+        payload = self._payload
+        if payload is None:
+            connection.transport.write(self._head)
+        elif payload.size <= SLICE_BYTES:
+            connection.transport.write(b"".join((self._head, *payload.slices())))
+            self._sent()
+        else:
+            connection.transport.write(self._head)
+            self._unsent = payload.slices()
+            self._go_on()
+
+    def _go_on(self) -> None:
+        """Send the next slice of the body, if there is room for it; then let others have their turn."""
+        self._next_slice = None
+        connection = self.connection
+        if connection is None or self._unsent is None or connection.full:
+            return
+        part = next(self._unsent, None)
+        if part is None:
+            self._unsent = None
+            self._sent()
+        else:
+            connection.transport.write(part)
+            self._next_slice = asyncio.get_running_loop().call_soon(self._go_on)
+
+    def room(self) -> None:
+        """The connection has sent what it held (called by it)."""
+        if self._next_slice is None:
+            self._go_on()
+
+    def _sent(self) -> None:
+        if not self._resendable:
+            self._let_go()
+
+    def _let_go(self) -> None:
+        """Need the body no more."""
+        self._resendable = False
+        payload, self._payload, self._unsent = self._payload, None, None
+        if payload is not None:
+            payload.drop()
 
     @property
     def live(self) -> bool:
@@ -90,6 +161,7 @@ class Leg:
     def abort(self) -> None:
         """Give the answer up: the connection closes, which tells the instance to stop."""
         self.owner = None
+        self._let_go()
         if self.connection is not None:
             self.connection.abort()
             self.connection = None
@@ -108,7 +180,7 @@ class Leg:
             return
         if self.head is not None and self.head.framing.until_close:
             self._complete(reusable=False)
-        elif self._request is not None and connection is not None and not self._raw_head:
+        elif self._resendable and connection is not None and not self._raw_head:
             self._pool.acquire(self._send_again, self._give_up, fresh=True)
         else:
             self.fail("closed the connection " + ("before it answered" if self.head is None else "within its answer"))
@@ -120,9 +192,8 @@ class Leg:
             return
         self.connection = connection
         connection.leg = self
-        request, self._request = cast(bytes, self._request), None
-        connection.used = True
-        connection.transport.write(request)
+        self._resendable = False
+        self._transmit(connection)
 
     def _give_up(self, reason: str) -> None:
         self.fail(reason)
@@ -138,19 +209,25 @@ class Leg:
             self.fail(f"answered with bad HTTP: {error}")
 
     def _take_head(self, data: bytes) -> bytes:
-        """Take bytes of the head; return those behind it."""
+        """Take bytes of the head and of interim answers before it; return those behind it."""
         self._raw_head += data
-        end = self._raw_head.find(b"\r\n\r\n") + 4
-        if end < 4:
-            if len(self._raw_head) > MAX_HEAD_BYTES:
-                raise ProtocolError("the head is too long")
-            return b""
-        raw, rest = self._raw_head[:end], self._raw_head[end:]
-        head = parse_response_head(raw, self._bodiless)
-        if head.status < 200:  # an interim answer; the real one follows
-            self._raw_head = b""
-            return self._take_head(rest) if rest else b""
-        self.head, self._request = head, None
+        while (end := self._raw_head.find(b"\r\n\r\n") + 4) >= 4:
+            raw, rest = self._raw_head[:end], self._raw_head[end:]
+            head = parse_response_head(raw, self._bodiless)
+            if head.status >= 200:
+                return self._begin(head, rest)
+            self._raw_head = rest
+            self._interim += 1
+            if head.status == 101 or self._interim > MAX_INTERIM:
+                raise ProtocolError("an upgrade nobody asked for" if head.status == 101 else "too many interim answers")
+        if len(self._raw_head) > MAX_HEAD_BYTES:
+            raise ProtocolError("the head is too long")
+        return b""
+
+    def _begin(self, head: ResponseHead, rest: bytes) -> bytes:
+        self.head, self._resendable = head, False
+        if self._unsent is None:
+            self._let_go()
         cast(LegOwner, self.owner).on_head(self, head)
         if head.framing.empty:
             self._complete(reusable=not rest)
@@ -159,7 +236,7 @@ class Leg:
     def _take_body(self, framing: Framing, data: bytes) -> None:
         payload: list[bytes] | None = [] if self.decoded else None
         end = framing.scan(data, payload)
-        mine = data if end < 0 else data[:end]
+        mine = framing.without_trailers(data, end)
         if payload is not None:
             mine = b"".join(payload)
         if mine:
@@ -173,11 +250,12 @@ class Leg:
         if connection is not None:
             if not self._reading:
                 connection.transport.resume_reading()
-            unsent = connection.transport.get_write_buffer_size()
+            unsent = self._unsent is not None or connection.transport.get_write_buffer_size()
             if reusable and not unsent and self.head is not None and self.head.keep_alive:
                 self._pool.release(connection)
             else:
                 connection.abort()
+        self._let_go()
         if owner is not None:
             owner.on_complete(self)
 
@@ -189,7 +267,18 @@ class Connection(asyncio.Protocol):
     is done about it.
     """
 
-    __slots__ = ("active", "closed", "framing", "idle_since_s", "leg", "pool", "transport", "used", "write_through")
+    __slots__ = (
+        "active",
+        "closed",
+        "framing",
+        "full",
+        "idle_since_s",
+        "leg",
+        "pool",
+        "transport",
+        "used",
+        "write_through",
+    )
 
     def __init__(self, pool: Pool) -> None:
         self.pool = pool
@@ -199,12 +288,24 @@ class Connection(asyncio.Protocol):
         self.active = False
         self.used = False
         self.closed = False
+        self.full = False
+        """Whether what was written waits to be sent."""
         self.idle_since_s = 0.0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Keep the transport and send without delay."""
         self.transport = cast(asyncio.Transport, transport)
         set_nodelay(self.transport)
+
+    def pause_writing(self) -> None:
+        """Take no more for now."""
+        self.full = True
+
+    def resume_writing(self) -> None:
+        """There is room again."""
+        self.full = False
+        if self.leg is not None:
+            self.leg.room()
 
     def data_received(self, data: bytes) -> None:
         """Pass a whole chunk on; let the leg judge everything else."""
@@ -262,6 +363,8 @@ class Pool:
         self._idle: deque[Connection] = deque()
         self._open: set[Connection] = set()
         self._connecting: set[asyncio.Task[None]] = set()
+        self.make_room: Callable[[], int] = self.drop_idle
+        """Called when there are no more file descriptors; tells how many it closed."""
 
     @property
     def open(self) -> int:
@@ -286,15 +389,32 @@ class Pool:
     async def _connect(self, on_ready: Callable[[Connection], None], on_error: Callable[[str], None]) -> None:
         try:
             async with asyncio.timeout(self._connect_timeout_s):
-                _, connection = await self._loop.create_connection(lambda: Connection(self), *self._address)
+                connection = await self._opened()
         except TimeoutError:
             on_error(f"did not take the connection within {self._connect_timeout_s:g} s")
             return
         except OSError as error:
-            on_error(f"refused the connection ({error.strerror or error})")
+            reason = told(error)
+            short = isinstance(reason, Shortage)
+            on_error(reason if short else f"refused the connection ({error.strerror or error})")
             return
         self._open.add(connection)
         on_ready(connection)
+
+    async def _opened(self) -> Connection:
+        while True:
+            try:
+                return (await self._loop.create_connection(lambda: Connection(self), *self._address))[1]
+            except OSError as error:
+                if error.errno not in _OURS or not self.make_room():
+                    raise
+
+    def drop_idle(self) -> int:
+        """Drop the connections that are kept for later; return how many there were."""
+        idle = list(self._idle)
+        for connection in idle:
+            connection.abort()
+        return len(idle)
 
     def release(self, connection: Connection) -> None:
         """Keep a connection for the next request."""
@@ -315,13 +435,12 @@ class Pool:
         while self._idle and now_s - self._idle[0].idle_since_s >= self._keep_alive_s:
             self._idle.popleft().abort()
 
-    def close(self) -> None:
-        """Drop all connections."""
-        for task in list(self._connecting):
-            task.cancel()
+    def close(self) -> list[asyncio.Task[None]]:
+        """Drop all connections; return what was about to make more, for the caller to cancel."""
         for connection in list(self._open):
             connection.abort()
         self._idle.clear()
+        return list(self._connecting)
 
 
 def set_nodelay(transport: asyncio.BaseTransport) -> None:

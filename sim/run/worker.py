@@ -105,8 +105,8 @@ def work(values: Mapping[str, Any], folder: Path, overwrite: bool, sweep: Mappin
 def run_job(
     values: Mapping[str, Any],
     folder: Path,
-    overwrite: bool,
-    sweep: Mapping[str, Any] | None,
+    overwrite: bool = False,
+    sweep: Mapping[str, Any] | None = None,
     progress: Callable[[float], None] = lambda _: None,
 ) -> Outcome:
     """A run as the commands make it; the arguments are those of `voltana.sim.run.simulate.simulate`.

@@ -294,9 +294,7 @@ def policy_yaml(found: Found, command: str) -> str:
         f"# {100 * best.joint_attainment:.1f} % of requests against {100 * top.joint_attainment:.1f} %."
         " Other settings have other best clocks.",
         "defaults:",
-        *(f"  - /frequency@{phase}_controller: static" for phase in PHASES),
-        "  - /router@prefill_router: random",
-        "  - /router@decode_router: round_robin",
+        "  - /policy/static_max@_here_",
         "  - _self_",
         "name: best_static",
     ]

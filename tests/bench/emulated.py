@@ -117,7 +117,8 @@ def request(path: str, prefill: Endpoint, prompt_tokens: int, output_tokens: int
     else:
         body |= {"model": "emulated", "prompt": prompt, "max_tokens": output_tokens, "ignore_eos": True}
     payload = msgspec.json.encode(body)
-    head = f"POST {path} HTTP/1.1\r\nhost: emulated\r\nconnection: close\r\ncontent-length: {len(payload)}\r\n\r\n"
+    head = f"POST {path} HTTP/1.1\r\nhost: emulated\r\nconnection: close\r\ncontent-type: application/json\r\n"
+    head += f"content-length: {len(payload)}\r\n\r\n"
     return head.encode() + payload
 
 

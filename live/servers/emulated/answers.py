@@ -1,45 +1,46 @@
 """What a client is answered: the JSON of SGLang's endpoints, whole or as a stream.
 
-The text is made of words of five bytes, each one token, chosen by the prompt and the position, so that the same prompt
-has the same answer on every server. A chunk of a stream is a fixed head and tail of its request around those words.
+A chunk of a stream is a fixed head and tail of its request around the words that are new (`words.py`).
 """
 
 from __future__ import annotations
 
 import time
 from http import HTTPStatus
-from itertools import product
 from typing import Any
 
 from voltana.live.servers.emulated.calls import Call, Choice
 from voltana.live.servers.emulated.http import Reply, encode_json
-
-WORDS = [f" {''.join(letters)}" for letters in product("bdfg", "aeio", "klmn", "aeio")]
-"""The vocabulary."""
-
-FIRST_ID = 1000
-"""Token id of the first word."""
-
-STRIDE = 89
-"""Distance of successive tokens in the vocabulary."""
+from voltana.live.servers.emulated.words import FIRST_ID, LENGTH, WORDS, token_index
+from voltana.live.servers.emulated.words import text as words_between
 
 DONE = b"data: [DONE]\n\n"
 
-
-def token_index(choice: Choice, position: int) -> int:
-    """The word at a position of an answer."""
-    return (choice.prompt.seed + STRIDE * position) % len(WORDS)
+Finish = tuple[str | None, str | int | None]
+"""Why an answer ends, and what matched."""
+UNFINISHED: Finish = (None, None)
 
 
 def text(choice: Choice, start: int, end: int) -> str:
-    """Words `start` to `end` of an answer."""
-    return "".join([WORDS[token_index(choice, position)] for position in range(start, end)])
+    """What the client gets of words `start` to `end` of an answer."""
+    stop = choice.stop
+    if stop is None or LENGTH * end <= stop.characters:
+        return words_between(choice.prompt.seed, start, end)
+    return words_between(choice.prompt.seed, start, end)[: max(0, stop.characters - LENGTH * start)]
+
+
+def finish_of(choice: Choice, produced: int) -> tuple[str, str | int | None]:
+    """Why an answer ends with so many tokens, and what matched."""
+    if choice.stop is None or produced < choice.stop.tokens:
+        return "length", None
+    return "stop", choice.stop.matched
 
 
 def output_logprobs(choice: Choice, start: int, end: int) -> list[list[Any]]:
     """SGLang's triples of log probability, token id and text, of output tokens."""
     return [
-        [-1.0 - token_index(choice, at) / 1000, FIRST_ID + token_index(choice, at), None] for at in range(start, end)
+        [-1.0 - token_index(choice.prompt.seed, at) / 1000, FIRST_ID + token_index(choice.prompt.seed, at), None]
+        for at in range(start, end)
     ]
 
 
@@ -126,7 +127,8 @@ class Answer:
                 self._event(self._chat_event(choice, {"role": "assistant", "content": "", "reasoning_content": None}))
             reply.write(b"%b%b%b" % (head, text(choice, start, produced).encode(), tail))
         if finished and self.call.kind == "chat":
-            self._event(self._chat_event(choice, {"role": None, "content": None, "reasoning_content": None}, "length"))
+            nothing = {"role": None, "content": None, "reasoning_content": None}
+            self._event(self._chat_event(choice, nothing, finish_of(choice, produced)))
 
     def _event(self, value: object) -> None:
         self._reply.write(b"data: %b\n\n" % encode_json(value))
@@ -151,7 +153,7 @@ class Answer:
         if self.call.kind == "chat":
             event = self._chat_event(choice, {"role": None, "content": mark, "reasoning_content": None})
         else:
-            event = self._completion_event(choice, mark, None, None)
+            event = self._completion_event(choice, mark, None, UNFINISHED)
         head, _, tail = encode_json(event).partition(b"\\u0000")
         return b"data: " + head, tail + b"\n\n"
 
@@ -162,40 +164,40 @@ class Answer:
         name = kinds.get(self.call.kind, "") + (".chunk" if self.call.stream and self.call.kind == "chat" else "")
         return {"id": choice.rid, "object": name, "created": self._created, "model": self.call.model}
 
-    def _completion_event(self, choice: Choice, words: str, logprobs: Any, finish: str | None) -> dict[str, Any]:
+    def _completion_event(self, choice: Choice, words: str, logprobs: Any, finish: Finish) -> dict[str, Any]:
         body = {
             "index": choice.number,
             "text": words,
             "logprobs": logprobs,
-            "finish_reason": finish,
-            "matched_stop": None,
+            "finish_reason": finish[0],
+            "matched_stop": finish[1],
         }
         return {**self._envelope(choice), "choices": [body], "usage": None}
 
     def _chat_event(
-        self, choice: Choice, delta: dict[str, Any], finish: str | None = None, logprobs: Any = None
+        self, choice: Choice, delta: dict[str, Any], finish: Finish = UNFINISHED, logprobs: Any = None
     ) -> dict[str, Any]:
         body = {
             "index": choice.number,
             "delta": delta,
             "logprobs": logprobs,
-            "finish_reason": finish,
-            "matched_stop": None,
+            "finish_reason": finish[0],
+            "matched_stop": finish[1],
         }
         return {**self._envelope(choice), "choices": [body], "usage": None}
 
     def _delta(self, choice: Choice, start: int, end: int, finished: bool) -> dict[str, Any]:
         words, logprobs = text(choice, start, end), self._openai_logprobs(choice, start, end)
         if self.call.kind == "completion":
-            return self._completion_event(choice, words, logprobs, "length" if finished else None)
+            return self._completion_event(choice, words, logprobs, finish_of(choice, end) if finished else UNFINISHED)
         delta = {"role": "assistant" if start == 0 else None, "content": words, "reasoning_content": None}
-        return self._chat_event(choice, delta, None, logprobs)
+        return self._chat_event(choice, delta, logprobs=logprobs)
 
     def _openai_logprobs(self, choice: Choice, start: int, end: int) -> Any:
         if not self.call.logprobs.output:
             return None
         triples = output_logprobs(choice, start, end)
-        words = [text(choice, at, at + 1) for at in range(start, end)]
+        words = [WORDS[token_index(choice.prompt.seed, at)] for at in range(start, end)]
         if self.call.kind == "chat":
             return {
                 "content": [
@@ -215,17 +217,20 @@ class Answer:
             meta["output_token_logprobs_length"] = produced
         words, ids = self._made[choice.number]
         for position in range(len(ids), produced):
-            token = token_index(choice, position)
+            token = token_index(choice.prompt.seed, position)
             words.append(WORDS[token])
             ids.append(FIRST_ID + token)
-        result = {"text": "".join(words), "output_ids": ids, "meta_info": meta}
+        made = "".join(words) if choice.stop is None else "".join(words)[: choice.stop.characters]
+        result = {"text": made, "output_ids": ids, "meta_info": meta}
         return {"index": choice.number, **result} if call.batched and call.stream else result
 
     @staticmethod
     def _meta(choice: Choice, produced: int, finished: bool) -> dict[str, Any]:
+        kind, matched = finish_of(choice, produced)
+        finish = {"type": kind, "length": produced} if matched is None else {"type": kind, "matched": matched}
         return {
             "id": choice.rid,
-            "finish_reason": {"type": "length", "length": produced} if finished else None,
+            "finish_reason": finish if finished else None,
             "prompt_tokens": choice.prompt.tokens,
             "weight_version": "default",
             "num_retractions": 0,
@@ -240,6 +245,7 @@ class Answer:
             return self._generated(choice, produced, True)
         logprobs = self._openai_logprobs(choice, 0, produced)
         words: dict[str, Any] = {"text": text(choice, 0, produced)}
+        finish, matched = finish_of(choice, produced)
         if self.call.kind == "chat":
             message = {
                 "role": "assistant",
@@ -252,8 +258,8 @@ class Answer:
             "index": choice.number,
             **words,
             "logprobs": logprobs,
-            "finish_reason": "length",
-            "matched_stop": None,
+            "finish_reason": finish,
+            "matched_stop": matched,
         }
 
     def _body(self) -> Any:

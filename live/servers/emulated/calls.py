@@ -8,6 +8,8 @@ from zlib import crc32
 
 import msgspec
 
+from voltana.live.servers.emulated.words import Stop, first_stop
+
 Kind = Literal["generate", "completion", "chat"]
 
 KINDS: dict[str, Kind] = {
@@ -21,6 +23,12 @@ DEFAULT_TOKENS: dict[Kind, int] = {"generate": 128, "completion": 16, "chat": 12
 
 MAX_PROMPTS = 1024
 """Of one request."""
+
+ROLES = frozenset({"user", "system", "assistant", "tool", "function", "developer", "latest_reminder", "root"})
+"""Of chat messages."""
+
+MEDIA = frozenset({"image_url", "video_url", "audio_url", "input_audio"})
+"""Parts of chat messages that a model of text alone does not take."""
 
 
 class BadRequestError(ValueError):
@@ -50,7 +58,10 @@ class Choice(NamedTuple):
     rid: str
     prompt: Prompt
     max_tokens: int
+    """Output tokens that will be made."""
     room: Room
+    stop: Stop | None = None
+    """What ends it; None: its length."""
 
 
 class Logprobs(NamedTuple):
@@ -78,7 +89,7 @@ class Call(NamedTuple):
 _decode = msgspec.json.Decoder().decode
 
 
-def parse(kind: Kind, body: bytes, model: str, rid: str) -> Call:
+def parse(kind: Kind, body: bytes, model: str, rid: str, content_type: str = "application/json") -> Call:
     """Read a body.
 
     Args:
@@ -86,10 +97,13 @@ def parse(kind: Kind, body: bytes, model: str, rid: str) -> Call:
         body: JSON.
         model: name of the model served.
         rid: what to call a request without a name of its own.
+        content_type: of the body, as the client said.
 
     Raises:
         BadRequestError: says what is wrong.
     """
+    if content_type.lower().partition(";")[0].strip() != "application/json":
+        raise BadRequestError("Unsupported Media Type: Only 'application/json' is allowed")
     try:
         values = _decode(body)
     except msgspec.DecodeError as error:
@@ -113,12 +127,27 @@ def parse(kind: Kind, body: bytes, model: str, rid: str) -> Call:
         raise BadRequestError("sampling_params: allowed: an object, or one for each prompt")
     rooms, rids = _rooms(values, len(prompts)), _spread(values, "rid", len(prompts))
     choices = [
-        Choice(index, str(rids[index] or f"{rid}-{index}"), prompt, _limit(kind, limit_key, each), rooms[index])
+        _choice(index, str(rids[index] or f"{rid}-{index}"), prompt, _limit(kind, limit_key, each), rooms[index], each)
         for index, (prompt, each) in enumerate(zip(prompts, shared, strict=True))
     ]
     options = values.get("stream_options") or {}
     usage = isinstance(options, dict) and bool(options.get("include_usage"))
     return Call(kind, str(values.get("model") or model), choices, batched, bool(values.get("stream")), usage, logprobs)
+
+
+def _choice(number: int, rid: str, prompt: Prompt, limit: int, room: Room, parameters: dict[str, Any]) -> Choice:
+    strings, ids = _listed(parameters, "stop", str), _listed(parameters, "stop_token_ids", int)
+    stop = first_stop(prompt.seed, limit, strings, ids, bool(parameters.get("no_stop_trim")))
+    return Choice(number, rid, prompt, limit if stop is None else stop.tokens, room, stop)
+
+
+def _listed(parameters: dict[str, Any], key: str, kind: type) -> list[Any]:
+    """A value, or a list of them."""
+    found = parameters.get(key)
+    values = found if isinstance(found, list) else [] if found is None else [found]
+    if not all(type(each) is kind for each in values):
+        raise BadRequestError(f"{key}: found {found!r}, allowed: {kind.__name__}, or a list of it")
+    return values
 
 
 def _limit(kind: Kind, key: str, parameters: dict[str, Any]) -> int:
@@ -162,8 +191,31 @@ def _chat_prompt(values: dict[str, Any]) -> tuple[list[Prompt], bool]:
     messages = values.get("messages")
     if not isinstance(messages, list) or not messages:
         raise BadRequestError("messages: allowed: a list of at least one message")
-    texts = [str(each.get("content")) if isinstance(each, dict) else "" for each in messages]
-    return [_prompt("messages", " ".join(texts))], False
+    return [_prompt("messages", " ".join(_message_text(each) for each in messages))], False
+
+
+def _message_text(message: Any) -> str:
+    """A message's text, as far as SGLang takes it for a model of text alone."""
+    role = message.get("role") if isinstance(message, dict) else None
+    if not isinstance(role, str) or (role != "user" and (role.lower() == "user" or role.lower() not in ROLES)):
+        raise BadRequestError(f"messages: found role {role!r}, allowed: {', '.join(sorted(ROLES))}")
+    content = message.get("content")
+    if content is None and role != "user":
+        return ""
+    if isinstance(content, str):
+        return content
+    if not isinstance(content, list) or not all(isinstance(part, dict) for part in content):
+        raise BadRequestError("messages: content: allowed: a text, or a list of parts")
+    return " ".join(_part_text(part) for part in content)
+
+
+def _part_text(part: dict[str, Any]) -> str:
+    kind, text = part.get("type"), part.get("text")
+    if kind in MEDIA:
+        raise BadRequestError(f"Model only supports text input; received unsupported content type {kind!r}.")
+    if kind != "text" or not isinstance(text, str):
+        raise BadRequestError(f"messages: content: found a part of type {kind!r}, allowed: text")
+    return text
 
 
 def _generate_logprobs(values: dict[str, Any]) -> Logprobs:

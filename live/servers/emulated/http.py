@@ -29,6 +29,7 @@ class Request(NamedTuple):
     path: str
     query: dict[str, str]
     body: bytes
+    content_type: str = ""
 
 
 class Reply:
@@ -106,6 +107,7 @@ class Connection(asyncio.Protocol):
         self._url = b""
         self._body = bytearray()
         self._expects = False
+        self._content_type = b""
         self._queue: deque[tuple[Request, Reply]] = deque()
 
     # The transport calls these
@@ -143,6 +145,7 @@ class Connection(asyncio.Protocol):
         self._url = b""
         self._body = bytearray()
         self._expects = False
+        self._content_type = b""
 
     def on_url(self, url: bytes) -> None:
         """A piece of the request's target."""
@@ -152,6 +155,8 @@ class Connection(asyncio.Protocol):
         """A header."""
         if name.lower() == b"expect" and value.lower() == b"100-continue":
             self._expects = True
+        elif name.lower() == b"content-type":
+            self._content_type = value
 
     def on_headers_complete(self) -> None:
         """The body is next."""
@@ -172,7 +177,9 @@ class Connection(asyncio.Protocol):
         path = unquote((url.path or b"/").decode("latin-1"))
         pairs = (pair.partition("=") for pair in (url.query or b"").decode("latin-1").split("&") if pair)
         query = {unquote(name): unquote(value) for name, _, value in pairs}
-        request = Request(self._parser.get_method().decode(), path, query, bytes(self._body))
+        request = Request(
+            self._parser.get_method().decode(), path, query, bytes(self._body), self._content_type.decode("latin-1")
+        )
         self._queue.append((request, Reply(self, self._parser.should_keep_alive())))
         if len(self._queue) == 1:
             self._handle(*self._queue[0])

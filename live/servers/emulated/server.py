@@ -201,7 +201,8 @@ class Server(ABC):
     def _generate(self, request: Request, reply: Reply) -> None:
         kind = KINDS[request.path]
         try:
-            call = parse(kind, request.body, self.config.served_model_name, f"{self.config.name}-{next(self._names)}")
+            rid = f"{self.config.name}-{next(self._names)}"
+            call = parse(kind, request.body, self.config.served_model_name, rid, request.content_type)
             self._refuse_too_much(call.choices)
         except BadRequestError as error:
             status = HTTPStatus.BAD_REQUEST

@@ -4,10 +4,13 @@ Tests are coroutines, each in an event loop of its own. `async with cluster(...)
 """
 
 import asyncio
+import gc
 import inspect
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+import threading
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
@@ -295,3 +298,32 @@ def cluster() -> Any:
 @pytest.fixture(name="until")
 def until_fixture() -> Any:
     return until
+
+
+@contextmanager
+def beside(make: Callable[[], RouterServer]) -> Iterator[tuple[RouterServer, list[float]]]:
+    """A router in a thread of its own, and the processor seconds of its loop's iterations, the longest one last."""
+    longest, routers, ready, done = [0.0], list[RouterServer](), threading.Event(), threading.Event()
+
+    async def run() -> None:
+        async with make() as router:
+            routers.append(router)
+            ready.set()
+            before_s = time.thread_time()
+            while not done.is_set():
+                await asyncio.sleep(0)
+                now_s = time.thread_time()
+                longest.append(max(longest.pop(), now_s - before_s))
+                before_s = now_s
+                time.sleep(0.0002)
+
+    thread = threading.Thread(target=lambda: uvloop.run(run()))
+    thread.start()
+    assert ready.wait(10)
+    gc.disable()
+    try:
+        yield routers[0], longest
+    finally:
+        gc.enable()
+        done.set()
+        thread.join()

@@ -141,6 +141,26 @@ async def test_garbage_from_an_instance_is_a_502(cluster: Any) -> None:
         assert "bad HTTP" in answer.json["error"]["message"]
 
 
+@pytest.mark.parametrize(
+    ("interim", "status"),
+    [
+        (b"HTTP/1.1 103 Early\r\nlink: a\r\n\r\n" * 10, 200),
+        (b"HTTP/1.1 100 Continue\r\n\r\n" * 5000, 502),
+        (b"HTTP/1.1 101 Switching Protocols\r\n\r\n", 502),
+    ],
+)
+async def test_interim_answers_are_passed_over_up_to_a_bound(cluster: Any, interim: bytes, status: int) -> None:
+    async def hesitates(double: Any, request: Any, writer: Any) -> None:
+        writer.write(interim)
+        await double.generate(request, writer)
+
+    async with cluster() as c:
+        c.decode[0].script = hesitates
+        answer = await c.post("/generate", STREAM)
+        assert answer.status == status
+        assert answer.body.endswith(b"[DONE]\n\n") if status == 200 else "bad HTTP" in answer.json["error"]["message"]
+
+
 async def test_a_silent_instance_is_a_504(cluster: Any, until: Any) -> None:
     async with cluster(first_byte_timeout_s=0.1) as c:
         c.decode[0].script = silent
@@ -232,6 +252,7 @@ async def test_a_full_router_queues_then_refuses(cluster: Any, until: Any) -> No
             await until(lambda n=number: c.router.core.in_flight + len(c.router.core.queue) == min(n + 1, 2))
         refused = await wires[2].answer()
         assert (refused.status, refused.headers["retry-after"]) == (503, "1")
+        await until(lambda: c.decode[0].requests)
         assert len(c.decode[0].requests) == 1
         assert [(await wire.answer()).status for wire in wires[:2]] == [200, 200]
         assert c.router.core.in_flight == 0

@@ -81,6 +81,27 @@ async def test_http_1_0_gets_no_chunks_and_the_connection_closes(cluster: Any) -
         assert answer.body.endswith(b"data: [DONE]\n\n")
 
 
+async def test_http_1_0_may_keep_its_connection(cluster: Any) -> None:
+    async with cluster() as c:
+        wire = await c.wire()
+        for _ in range(2):
+            wire.send(b"GET /health HTTP/1.0\r\nConnection: keep-alive\r\n\r\n")
+            answer = await wire.answer()
+            assert (answer.status, answer.headers["connection"]) == (200, "keep-alive")
+        whole = json.dumps({"text": "hello"}).encode()
+        wire.send(
+            b"POST /generate HTTP/1.0\r\nConnection: keep-alive\r\nContent-Length: %d\r\n\r\n" % len(whole) + whole
+        )
+        answer = await wire.answer()
+        assert (answer.json["text"], answer.headers["connection"]) == ("decode0", "keep-alive")
+        wire.send(
+            b"POST /generate HTTP/1.0\r\nConnection: keep-alive\r\nContent-Length: %d\r\n\r\n%b" % (len(RAW), RAW)
+        )
+        answer = await wire.answer()
+        assert answer.headers["connection"] == "close", "only the end of the connection can tell the end of a stream"
+        assert answer.body.endswith(b"data: [DONE]\n\n")
+
+
 async def test_connection_close_is_honoured(cluster: Any) -> None:
     async with cluster() as c:
         wire = await c.wire()
@@ -102,6 +123,12 @@ async def test_connection_close_is_honoured(cluster: Any) -> None:
         (b"nonsense\r\n\r\n", 400),
         (b"POST /generate HTTP/1.1\r\nHost: t\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n", 400),
         (b"GET /health HTTP/1.1\r\nHost: t\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\r\n", 400),
+        (b"GET / HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n", 400),
+        (b"GET / HTTP/1.0\r\nHost: a\r\nHost: a\r\n\r\n", 400),
+        (b"POST / HTTP/1.1\r\nHost: t\r\nTransfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n", 400),
+        (b"POST / HTTP/1.1\r\nHost: t\r\nTransfer-Encoding: gzip\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", 400),
+        (b"POST / HTTP/1.1\r\nHost: t\r\nTransfer-Encoding: identity\r\n\r\n", 400),
+        (b"POST / HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", 400),
         (b"CONNECT a:1 HTTP/1.1\r\nHost: t\r\n\r\n", 400),
     ],
 )
@@ -114,6 +141,49 @@ async def test_refused_requests_get_one_answer_and_a_close(cluster: Any, raw: by
         assert answer.json["error"]["message"]
         assert await wire.reader.read() == b""
         assert c.router._buffered.held == 0
+
+
+TRAILED = b"POST /generate HTTP/1.1\r\nHost: t\r\nTransfer-Encoding: chunked\r\n\r\n%x\r\n%b\r\n0\r\n" % (len(RAW), RAW)
+
+
+async def test_trailers_are_dropped(cluster: Any) -> None:
+    async with cluster() as c:
+        wire = await c.wire()
+        wire.send(TRAILED + b"Authorization: Bearer sneaked\r\nX-Any: 1\r\n\r\n")
+        wire.get("/health")
+        assert [(await wire.answer()).status for _ in range(2)] == [200, 200]
+        for double in (*c.prefill, *c.decode):
+            assert not {"authorization", "x-any"} & double.requests[0].headers.keys()
+
+
+@pytest.mark.parametrize("endless", [b"X: " + b"y" * 1000 + b"\r\n", b"X: y\r\n", b"y" * 1000])
+@pytest.mark.parametrize("where", ["trailers", "chunk extension"])
+async def test_what_comes_beside_a_chunked_body_is_bounded(cluster: Any, endless: bytes, where: str) -> None:
+    async with cluster(max_header_bytes=4096) as c:
+        wire = await c.wire()
+        wire.send(TRAILED if where == "trailers" else TRAILED[:-3] + b"5;")
+        sent = 0
+        while not wire.reader._buffer:  # type: ignore[attr-defined]
+            wire.send(endless if where == "trailers" else b"y" * len(endless))
+            sent += len(endless)
+            assert sent < 200_000
+            await asyncio.sleep(0.0002)
+        assert (await wire.answer()).status == 431
+        assert not c.router._buffered.held
+
+
+@pytest.mark.parametrize("body", [b"", RAW])
+async def test_an_upgrade_to_http_2_is_ignored(cluster: Any, body: bytes) -> None:
+    async with cluster() as c:
+        wire = await c.wire()
+        first = b"POST /generate" if body else b"GET /health"
+        wire.send(first + b" HTTP/1.1\r\nHost: t\r\nConnection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\n")
+        wire.send(b"HTTP2-Settings: AAMAAABkAAQAAP__\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body))
+        wire.get("/health")
+        wire.post("/generate", BODY)
+        assert [(await wire.answer()).status for _ in range(3)] == [200] * 3
+        for request in c.decode[0].requests:
+            assert not {"upgrade", "http2-settings", "connection"} & request.headers.keys()
 
 
 async def test_held_bodies_are_bounded_all_together(cluster: Any, until: Any) -> None:
@@ -196,6 +266,27 @@ def test_a_chunked_body_is_found_however_it_is_cut(parts: list[bytes], cuts: lis
         at += len(piece)
     assert at + end == len(whole)
     assert b"".join(payload) == b"".join(parts)
+
+
+@given(st.lists(st.binary(max_size=9), max_size=4), st.lists(st.integers(1, 9), min_size=1), st.integers(0, 5))
+def test_trailers_of_an_answer_are_dropped_however_it_is_cut(parts: list[bytes], cuts: list[int], lines: int) -> None:
+    whole = chunked(parts)
+    raw, framing, passed, at, turn = whole[:-2] + b"X: y\r\n" * lines + b"\r\n", Framing(True, None), b"", 0, 0
+    end = -1
+    while end < 0:
+        piece = raw[at : at + cuts[turn % len(cuts)]]
+        end = framing.scan(piece)
+        passed += framing.without_trailers(piece, end)
+        at, turn = at + len(piece), turn + 1
+    assert passed == whole
+
+
+def test_trailers_of_an_answer_are_bounded() -> None:
+    framing = Framing(True, None)
+    framing.scan(b"0\r\n")
+    with pytest.raises(ProtocolError, match="trailers"):
+        for _ in range(10_000):
+            framing.scan(b"X: y\r\n")
 
 
 def test_what_is_no_chunk_size() -> None:

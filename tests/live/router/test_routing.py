@@ -61,8 +61,6 @@ async def test_a_batch_gets_lists_of_distinct_rooms(cluster: Any) -> None:
         await c.post("/generate", {"input_ids": [[1, 2], [3]]})
         assert c.log[3][1].prompt_tokens == 3
         assert c.log[3][1].prompts == 2
-        await c.post("/generate", {"text": ["a", "b"], "sampling_params": {"n": 2}})
-        assert isinstance(c.decode[0].requests[-1].json["bootstrap_room"], int), "SGLang counts up from it"
 
 
 async def test_input_logprobs_of_prefill_come_first(cluster: Any) -> None:
@@ -125,6 +123,55 @@ async def test_own_endpoints(cluster: Any) -> None:
         assert await c.metric("voltana_router_ttft_seconds_count") == 1
         assert await c.metric('voltana_router_instance_up{phase="decode"') == 1
         assert await c.metric("voltana_router_in_flight") == 0
+
+
+async def test_endpoints_of_sglang_are_passed_on(cluster: Any, until: Any) -> None:
+    async def names(double: Any, request: Any, writer: Any) -> None:
+        double.answer(writer, b'{"id": "a/b"}', 200 if request.first_line.split()[1] != "/v1/models/x" else 404)
+
+    async with cluster(2, 1) as c:
+        for double in (*c.prefill, *c.decode):
+            double.script = names
+        model = await c.get("/v1/models/a/b")
+        assert (model.status, model.json["id"]) == (200, "a/b")
+        assert c.decode[0].requests[-1].first_line == "GET /v1/models/a/b HTTP/1.1"
+        assert (await c.get("/v1/models/x")).status == 404
+        assert await c.metric('voltana_router_requests_total{path="/v1/models/{model}",status="200"}') == 1
+        for method in ("GET", "POST"):
+            before = [len(each.requests) for each in (*c.prefill, *c.decode)]
+            assert (await c.get("/flush_cache", method=method)).status == 200
+            assert [len(each.requests) for each in (*c.prefill, *c.decode)] == [n + 1 for n in before]
+        assert (await c.post("/abort_request", {"rid": "mine"}, "Content-Type: application/json")).status == 200
+        for double in (*c.prefill, *c.decode):
+            assert double.requests[-1].first_line == "POST /abort_request HTTP/1.1"
+            assert double.requests[-1].json == {"rid": "mine"}
+            assert double.requests[-1].headers["content-type"] == "application/json"
+        healthy = await c.get("/health_generate")
+        assert (healthy.status, healthy.body) == (200, b"")
+        assert all(each.requests[-1].first_line.startswith("GET /health_generate") for each in (*c.prefill, *c.decode))
+
+        async def ill(double: Any, request: Any, writer: Any) -> None:
+            double.answer(writer, b"", 503)
+
+        c.prefill[1].script = ill
+        assert (await c.get("/health_generate")).status == 503
+        assert (await c.post("/abort_request", {})).status == 502
+
+
+async def test_a_page_of_another_origin_may_ask(cluster: Any) -> None:
+    async with cluster() as c:
+        asks = ("Origin: http://page", "Access-Control-Request-Method: POST")
+        answer = await c.get(
+            "/generate", *asks, "Access-Control-Request-Headers: content-type,x-mine", method="OPTIONS"
+        )
+        assert (answer.status, answer.body) == (200, b"OK")
+        assert answer.headers["access-control-allow-origin"] == "http://page"
+        assert answer.headers["access-control-allow-headers"] == "content-type,x-mine"
+        assert "POST" in answer.headers["access-control-allow-methods"]
+        refused = await c.post("/generate", b"[1", "Origin: http://page")
+        assert (refused.status, refused.headers["access-control-allow-origin"]) == (400, "*")
+        assert (await c.get("/generate", method="OPTIONS")).status == 405
+        assert not c.decode[0].requests
 
 
 class Watching:

@@ -48,8 +48,8 @@ class Client:
     @staticmethod
     def packed(method: str, path: str, body: Any = None) -> bytes:
         payload = b"" if body is None else body if isinstance(body, bytes) else json.dumps(body).encode()
-        head = f"{method} {path} HTTP/1.1\r\nhost: test\r\nconnection: close\r\ncontent-length: {len(payload)}\r\n\r\n"
-        return head.encode() + payload
+        head = f"{method} {path} HTTP/1.1\r\nhost: test\r\nconnection: close\r\ncontent-type: application/json\r\n"
+        return f"{head}content-length: {len(payload)}\r\n\r\n".encode() + payload
 
     async def ask(self, endpoint: Endpoint, method: str, path: str, body: Any = None) -> Got:
         """One request on a connection of its own."""

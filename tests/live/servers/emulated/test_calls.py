@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from voltana.live.servers.emulated.calls import BadRequestError, Call, Kind, Logprobs, parse
+from voltana.live.servers.emulated.words import FIRST_ID, text, token_index
 
 ROOM = {"bootstrap_host": "h", "bootstrap_port": 1, "bootstrap_room": 7}
 
@@ -60,11 +61,59 @@ def test_logprobs() -> None:
         ("completion", {"prompt": None}, "prompt"),
         ("completion", {"prompt": "a", "max_tokens": True}, "max_tokens"),
         ("chat", {"messages": []}, "messages"),
+        ("chat", {"messages": [{"role": "wizard", "content": "a"}]}, "found role 'wizard'"),
+        ("chat", {"messages": [{"role": "User", "content": "a"}]}, "found role 'User'"),
+        ("chat", {"messages": [{"content": "a"}]}, "found role None"),
+        ("chat", {"messages": ["a"]}, "found role None"),
+        ("chat", {"messages": [{"role": "user"}]}, "content"),
+        ("chat", {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "content type 'image_url'"),
+        ("chat", {"messages": [{"role": "user", "content": [{"type": "smell"}]}]}, "type 'smell'"),
+        ("chat", {"messages": [{"role": "user", "content": "a"}], "stop": 5}, "stop: found 5"),
+        ("generate", {"text": "a", "sampling_params": {"stop_token_ids": ["a"]}}, "stop_token_ids"),
     ],
 )
 def test_refusals(kind: Kind, body: dict[str, Any], reason: str) -> None:
     with pytest.raises(BadRequestError, match=reason):
         read(kind, **body)
+
+
+def test_parts_and_roles_of_messages() -> None:
+    parts = [{"type": "text", "text": "one two"}, {"type": "text", "text": "three"}]
+    messages = [{"role": "SYSTEM", "content": "four"}, {"role": "user", "content": parts}, {"role": "assistant"}]
+    assert read("chat", messages=messages).choices[0].prompt.tokens == 4
+
+
+@pytest.mark.parametrize(("kind", "field"), [("completion", "prompt"), ("generate", "text")])
+def test_a_stop_ends_an_answer_where_it_first_matches(kind: Kind, field: str) -> None:
+    seed = read(kind, **{field: "a"}).choices[0].prompt.seed
+    whole = text(seed, 0, 200)
+
+    def stopped(limit: int, **asked: Any) -> Any:
+        limits = {"max_tokens": limit, **asked}
+        where = {"sampling_params": {**limits, "max_new_tokens": limit}} if kind == "generate" else limits
+        choice = read(kind, **{field: "a"}, **where).choices[0]
+        return choice.max_tokens, choice.stop
+
+    first, later = whole[12:16], whole[31:38]
+    assert stopped(100, stop=later) == (8, (later, 8, whole.index(later)))
+    tokens, stop = stopped(100, stop=[later, first])
+    assert (tokens, stop.matched) == (4, first)
+    assert stopped(7, stop=later) == (7, None)
+    assert stopped(100, stop="nowhere") == (100, None)
+    assert stopped(100_000, stop="nowhere") == (100_000, None)
+    third = FIRST_ID + token_index(seed, 2)
+    assert stopped(100, stop_token_ids=[third, 5]) == (3, (third, 3, 10))
+    kept = stopped(100, stop=later, no_stop_trim=True)[1]
+    assert whole[: kept.characters].endswith(later)
+
+
+@pytest.mark.parametrize("kind", ["generate", "completion", "chat"])
+@pytest.mark.parametrize("content_type", ["", "text/plain", "application/x-www-form-urlencoded"])
+def test_a_body_that_is_not_declared_as_json_is_refused(kind: Kind, content_type: str) -> None:
+    body = json.dumps(ROOM | {"text": "a", "prompt": "a", "messages": [{"role": "user", "content": "a"}]}).encode()
+    with pytest.raises(BadRequestError, match="application/json"):
+        parse(kind, body, "m", "r", content_type)
+    assert parse(kind, body, "m", "r", "Application/JSON; charset=utf-8").kind == kind
 
 
 @pytest.mark.parametrize("body", [b"", b"{", b"[1]", b"\xff"])

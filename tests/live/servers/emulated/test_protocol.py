@@ -49,6 +49,37 @@ def test_streams_and_whole_answers_agree(run: Run, client: Any) -> None:
     run(check)
 
 
+@pytest.mark.parametrize("interval", [1, 4])
+def test_a_stop_string_ends_answers_and_never_shows(run: Run, client: Any, interval: int) -> None:
+    async def check(cluster: EmulatedCluster) -> None:
+        long = {"prompt": "hello out there", "max_tokens": 40}
+        _, whole = await client.both(cluster, "/v1/completions", long)
+        text = whole.json["choices"][0]["text"]
+        stop = {"stop": [text[33:39]]}
+        expected = text[: text.index(stop["stop"][0])]
+        for path, body in (("/v1/completions", long), ("/v1/chat/completions", CHAT | {"max_tokens": 400})):
+            _, plain = await client.both(cluster, path, body | stop)
+            _, stream = await client.both(cluster, path, body | stop | {"stream": True})
+            choice = plain.json["choices"][0]
+            assert choice["finish_reason"] == "stop" and choice["matched_stop"] == stop["stop"][0]
+            said = choice["text"] if "text" in choice else choice["message"]["content"]
+            pieces = [event["choices"][0] for event in stream.events]
+            parts = [each["text"] if "text" in each else each["delta"]["content"] or "" for each in pieces]
+            assert "".join(parts) == said and stop["stop"][0] not in said
+            assert [each["finish_reason"] for each in pieces if each["finish_reason"]] == ["stop"]
+            assert path != "/v1/completions" or said == expected
+        sampling = {"max_new_tokens": 40, **stop}
+        native = {"text": "hello out there", "sampling_params": sampling}
+        _, plain = await client.both(cluster, "/generate", native)
+        _, stream = await client.both(cluster, "/generate", native | {"stream": True})
+        assert plain.json["text"] == stream.events[-1]["text"] == expected
+        meta = plain.json["meta_info"]
+        assert meta["finish_reason"] == {"type": "stop", "matched": stop["stop"][0]}
+        assert meta["completion_tokens"] == len(plain.json["output_ids"]) == 8
+
+    run(check, stream_interval=interval)
+
+
 def test_prefill_answers_with_the_first_token(run: Run, client: Any) -> None:
     async def check(cluster: EmulatedCluster) -> None:
         body = {"text": "one two three", "sampling_params": {"max_new_tokens": 6}, "return_logprob": True}

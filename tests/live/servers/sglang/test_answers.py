@@ -145,3 +145,50 @@ async def test_sglangs_own_client_works_through_the_router(stack: Any, environme
     rows = dict(line.split(":", 1) for line in output.splitlines() if line.count(":") == 1)
     assert int(rows["Successful requests"]) == 20, output
     assert int(rows["Total generated tokens"]) == 200, output
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/generate", {"text": "The fox", "sampling_params": {"n": 2, "max_new_tokens": 4}}),
+        ("/v1/completions", {"model": "tiny", "prompt": "The fox", "n": 2, "max_tokens": 4}),
+        ("/v1/chat/completions", {"model": "tiny", "messages": [{"role": "user", "content": "a"}], "n": 2}),
+    ],
+)
+async def test_several_samples_are_refused_at_once(stack: Any, path: str, body: dict[str, Any]) -> None:
+    """One room serves all samples in stock SGLang, so a pair would never answer."""
+    async with stack.router() as router:
+        answer = await stack.ask(router.url, path, body)
+        assert (answer.status, answer.json["error"]["code"]) == (400, "unsupported_n")
+        one = {"sampling_params": {"n": 1, "max_new_tokens": 4}} if path == "/generate" else {"n": 1}
+        assert (await stack.ask(router.url, path, body | one)).status == 200
+
+
+async def test_other_endpoints_answer_as_a_server_does(stack: Any) -> None:
+    async with stack.router() as router:
+        model = (await stack.ask(stack.unified, "/v1/models")).json["data"][0]["id"]
+        for path in (f"/v1/models/{model.lstrip('/')}", "/v1/models/none", "/flush_cache", "/health_generate"):
+            alone, ours = await stack.ask(stack.unified, path), await stack.ask(router.url, path)
+            assert ours.status == alone.status, path
+        assert (await stack.ask(router.url, "/abort_request", {"rid": "none"})).status == 200
+        assert (await stack.ask(router.url, "/generate", {"text": "a", "sampling_params": {"n": 1}})).status == 200
+
+
+async def test_an_abort_ends_the_request_of_that_name(stack: Any) -> None:
+    async with stack.router() as router:
+        body = {"rid": "mine", "text": "The fox", "sampling_params": stack.greedy(2000), "stream": True}
+        calling = await stack.call(router.url, "/generate", body)
+        await calling.head()
+        await calling.part()
+        assert (await stack.ask(router.url, "/abort_request", {"rid": "mine"})).status == 200
+        answer = await calling.rest()
+        calling.close()
+        assert answer.events[-1]["meta_info"]["finish_reason"]["type"] == "abort"
+
+
+async def test_prompts_of_many_bytes_pass(stack: Any) -> None:
+    body = {"input_ids": [stack.prompt(4000, seed) for seed in range(8)], "sampling_params": stack.greedy(2)}
+    async with stack.router() as router:
+        answer = await stack.ask(router.url, "/generate", body)
+    assert answer.status == 200
+    assert [each["meta_info"]["prompt_tokens"] for each in answer.json] == [4000] * 8
