@@ -57,6 +57,7 @@ def run(folder: Path, *words: str) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 def test_a_sweep_and_its_workers_find_ours_and_the_users_policy(folder: Path) -> None:
     scripts = Path(sys.executable).parent
     sweep = ("--config-dir", ".", "-m", "policy=static_max,mine", "rps=5", "duration_s=1", "hydra.sweep.dir=runs")

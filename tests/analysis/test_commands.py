@@ -66,6 +66,7 @@ def test_short_columns_fit_a_hundred(run: Run, write_run: WriteRun) -> None:
     assert max(map(len, table)) <= 100
 
 
+@pytest.mark.slow
 def test_plot_curves_and_timeline(run: Run, write_run: WriteRun, tmp_path: Path) -> None:
     write_run("runs/0", "voltana", instances=[(0.0, "decode-0", 1410, 1, 200.0)])
     assert run(plot, "runs=runs", "out=figures/a.png") == (0, "Wrote figures/a.png\n", "")

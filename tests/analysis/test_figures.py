@@ -75,6 +75,7 @@ def test_curves_of_several_seeds_have_a_band(tmp_path: Path, write_run: WriteRun
     assert (heights.y0, heights.y1) == pytest.approx((110 - 24.841, 110 + 24.841), abs=1e-3)
 
 
+@pytest.mark.slow
 def test_two_seeds_are_no_interval(tmp_path: Path, write_run: WriteRun) -> None:
     for rps in (50, 60):
         for seed, energy in enumerate((100.0, 110.0)):
@@ -362,6 +363,7 @@ def test_timeline_without_instances(tmp_path: Path, write_run: WriteRun) -> None
         timeline(load_runs([write_run("0", "voltana")]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ending", ["png", "pdf", "svg"])
 def test_same_figure_same_bytes(tmp_path: Path, write_run: WriteRun, ending: str) -> None:
     write_run("runs/0", "voltana")

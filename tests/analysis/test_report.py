@@ -9,6 +9,7 @@ from omegaconf import OmegaConf
 from voltana.analysis.report import Report
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("figure", ["curves", "tradeoff"])
 def test_table_and_figure(
     tmp_path: Path, write_run: Callable[..., Path], capsys: pytest.CaptureFixture[str], figure: str

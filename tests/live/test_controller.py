@@ -215,7 +215,8 @@ async def busy(cluster: EmulatedCluster, output_tokens: int) -> None:
     body: dict[str, Any] = {"input_ids": [1] * 300, "sampling_params": {"max_new_tokens": output_tokens}}
     body |= {"bootstrap_host": prefill.host, "bootstrap_port": prefill.bootstrap_port, "bootstrap_room": 1}
     payload = json.dumps(body).encode()
-    head = f"POST /generate HTTP/1.1\r\nhost: t\r\nconnection: close\r\ncontent-length: {len(payload)}\r\n\r\n"
+    head = "POST /generate HTTP/1.1\r\nhost: t\r\nconnection: close\r\ncontent-type: application/json\r\n"
+    head += f"content-length: {len(payload)}\r\n\r\n"
     answers = []
     for server in (prefill, decode):
         reader, writer = await asyncio.open_connection(server.host, server.port)
@@ -268,6 +269,7 @@ def test_commands_reach_the_servers_within_an_iteration() -> None:
     assert controller.decision_latency.quantile_s(0.5) < 2e-3
 
 
+@pytest.mark.slow
 def test_the_policies_of_the_simulator_run_here() -> None:
     config = {"_target_": "voltana.policies.static.StaticClock", "clock_mhz": 1005}
     offers = {"clocks_mhz": lambda: tuple(range(210, 1411, 15))}

@@ -31,6 +31,7 @@ def test_each_trace_file_builds_a_source(name: str) -> None:
     assert len(list(stream)) == 10
 
 
+@pytest.mark.slow
 def test_every_arrival_file_builds_a_process() -> None:
     built = [type(build("arrival", path.stem)) for path in ARRIVALS]
     assert built == [Gamma, Poisson, Timestamps, Uniform]

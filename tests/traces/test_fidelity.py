@@ -94,6 +94,7 @@ def test_the_documented_workload_facts_hold() -> None:
     assert [round(stored["output_tokens"][key]) for key in ("p50", "p90")] == [274, 768]
 
 
+@pytest.mark.slow
 def test_documentation_shows_the_tables_that_are_shipped() -> None:
     page = (ROOT / "docs" / "traces.md").read_text(encoding="utf-8")
     for table in TABLES:

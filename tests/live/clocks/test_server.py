@@ -334,6 +334,7 @@ def test_a_slow_driver_is_reported_and_others_are_answered(start: Start, connect
     assert other.read([1])[0].clock_mhz == 1410
 
 
+@pytest.mark.slow
 def test_a_failed_call_is_told_and_can_be_tried_again(start: Start, connect: Start) -> None:
     owner = start()
     clocks = connect(owner.socket)
@@ -354,6 +355,7 @@ def test_a_failed_call_is_told_and_can_be_tried_again(start: Start, connect: Sta
     ]
 
 
+@pytest.mark.slow
 def test_a_call_that_failed_is_made_again(start: Start, connect: Start, wait_until: Start) -> None:
     """By the owner, later each time; nobody has to command it again."""
     owner = start()

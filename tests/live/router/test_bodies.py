@@ -88,6 +88,7 @@ async def routed(cluster: Any, **settings: Any) -> AsyncIterator[tuple[Any, list
                 c.router.port = own
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", HOSTILE)
 async def test_no_body_holds_the_event_loop(cluster: Any, name: str) -> None:
     body = HOSTILE[name]
@@ -103,6 +104,7 @@ async def test_no_body_holds_the_event_loop(cluster: Any, name: str) -> None:
         assert longest[0] < STALL_S
 
 
+@pytest.mark.slow
 async def test_neither_tiny_chunks_nor_pipelined_requests_hold_the_event_loop(cluster: Any) -> None:
     async with routed(cluster) as (c, longest):
         wire = await c.wire()
@@ -180,6 +182,7 @@ MEMBERS = st.fixed_dictionaries(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=300, deadline=None)
 @given(MEMBERS, st.integers(0, 5), st.integers(3000, 70_000), st.sampled_from([None, 1]))
 def test_a_long_body_is_understood_like_a_short_one(
@@ -279,6 +282,7 @@ def test_bootstrap_fields_go_before_the_closing_brace(raw: bytes) -> None:
     assert 0 <= merged["bootstrap_room"] < 2**63
 
 
+@pytest.mark.slow
 def test_logprobs_of_a_long_prompt_are_joined_without_being_read() -> None:
     tokens = [[-0.5, at, None] for at in range(100_000)]
     meta = {"id": "r", "input_token_logprobs": tokens, "input_top_logprobs": None}

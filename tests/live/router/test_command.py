@@ -17,6 +17,7 @@ async def start(*arguments: str) -> asyncio.subprocess.Process:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 async def test_it_routes_until_it_is_told_to_stop(cluster: Any, number: signal.Signals) -> None:
     async with cluster() as c:
@@ -38,6 +39,7 @@ async def test_it_routes_until_it_is_told_to_stop(cluster: Any, number: signal.S
 GOOD = ["--prefill", "http://127.0.0.1:1,2", "--decode", "http://127.0.0.1:3"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [

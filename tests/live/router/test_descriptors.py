@@ -52,6 +52,7 @@ async def ups(c: Any) -> list[float]:
     return [await c.metric(f'voltana_router_instance_up{{phase="{phase}"') for phase in ("prefill", "decode")]
 
 
+@pytest.mark.slow
 async def test_more_streams_than_descriptors_are_refused_and_no_server_is_blamed(cluster: Any) -> None:
     async with cluster() as c:
         c.decode[0].gap_s = 0.3
@@ -68,6 +69,7 @@ async def test_more_streams_than_descriptors_are_refused_and_no_server_is_blamed
         c.router.port = own
 
 
+@pytest.mark.slow
 async def test_the_soft_limit_is_raised(cluster: Any) -> None:
     async with cluster() as c:
         own = c.router.port

@@ -169,6 +169,7 @@ async def test_a_silent_instance_is_a_504(cluster: Any, until: Any) -> None:
         await until(lambda: c.decode[0].cancelled == 1)
 
 
+@pytest.mark.slow
 async def test_an_answer_that_stalls_is_broken_off(cluster: Any, until: Any) -> None:
     async with cluster(idle_timeout_s=0.1) as c:
         c.decode[0].gap_s = 60
@@ -272,6 +273,7 @@ async def test_a_queued_request_can_leave_or_wait_too_long(cluster: Any, until: 
         assert (await third.answer()).status == 503
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("logprobs", [False, True])
 async def test_a_slow_client_slows_the_instance_not_the_router(cluster: Any, until: Any, logprobs: bool) -> None:
     sent = [0]

@@ -82,6 +82,7 @@ async def stop_in_a_storm(after_s: float, drain_s: float) -> None:
     assert not [each for each in faults if not any(words in each["message"] for words in of_doubles)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("drain_s", [0.001, 0.05])
 @pytest.mark.parametrize("run", [asyncio.run, uvloop.run])
 def test_a_stop_in_a_storm_of_requests_leaves_none_without_an_end(run: Callable[..., None], drain_s: float) -> None:

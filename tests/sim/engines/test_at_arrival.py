@@ -51,6 +51,7 @@ def _routed(
     return go
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("trace", [(), ONE_TOKEN_ENDS])
 def test_it_counts_all_it_sent_that_has_not_ended(routed: Callable[..., RunRecord], trace: tuple[str, ...]) -> None:
     router = Alternating(at_arrival=True)

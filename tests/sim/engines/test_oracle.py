@@ -87,6 +87,7 @@ class Told:
         return step.duration_s, step.duration_s * step.power_w
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("policy", POLICIES)
 def test_only_what_is_called_an_oracle_asks_for_the_truth(policy: str, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str] = []

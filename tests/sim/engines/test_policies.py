@@ -62,6 +62,7 @@ def test_both_engines_write_the_same_record(run: Run, case: Case) -> None:
         assert fast.summary["clock_changes"] > 10
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("policy", SAVING)
 def test_it_saves_energy_at_low_load(run: Run, policy: str) -> None:
     setting = ("requests=300", "rps=20", "duration_s=15")
@@ -116,6 +117,7 @@ def test_a_released_cap_gives_latency_back(run: Run) -> None:
     assert released.summary["itl_ms"]["mean"] < stays.summary["itl_ms"]["mean"]
 
 
+@pytest.mark.slow
 def test_a_tight_objective_costs_throttllem_energy(run: Run) -> None:
     easy, hard = (run("policy=throttllem", f"slo.itl_ms={itl}") for itl in (60, 13))
     assert easy.summary["energy_j"]["decode"] < hard.summary["energy_j"]["decode"]

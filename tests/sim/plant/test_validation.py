@@ -24,6 +24,7 @@ def test_the_shipped_constants_are_the_fitted_ones() -> None:
     assert calibrate.differences(calibration()[0], calibrate.load_gpu()) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("group", "most"),
     [

@@ -56,6 +56,7 @@ def test_the_configuration_is_the_records_but_for_its_requests(other: RunRecord)
     }
 
 
+@pytest.mark.slow
 def test_a_live_record_takes_what_it_lacks_from_the_simulators_defaults(live: RunRecord, tmp_path: Path) -> None:
     """But no front end: nothing stands before live servers."""
     twin, defaults = compose_sim(f"replay={live.folder}"), compose_sim("front_end=none")
@@ -109,6 +110,7 @@ def test_objectives_of_another_choice_are_of_the_records_model(live: RunRecord) 
     assert relaxed["ttft_ms"] != compose_sim("slo=relaxed")["slo"]["ttft_ms"]
 
 
+@pytest.mark.slow
 def test_what_cannot_be_replayed_is_told(other: RunRecord, tmp_path: Path) -> None:
     def refusal(*words: str) -> str:
         with pytest.raises(UserError) as told:

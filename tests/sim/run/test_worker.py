@@ -10,6 +10,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from voltana.record import CONFIG, claim
 from voltana.record.schema import LOG
 from voltana.sim.run.worker import work
@@ -32,6 +34,7 @@ def test_no_log_is_left_in_a_folder_of_another_run(values: Values, tmp_path: Pat
     assert not (tmp_path / LOG).exists()
 
 
+@pytest.mark.slow
 def test_processes_end_with_a_sweep_that_is_killed(tmp_path: Path) -> None:
     """They hold its standard error open as long as they live."""
     script = "from voltana.sim.run.commands import simulate; simulate()"

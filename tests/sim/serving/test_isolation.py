@@ -68,6 +68,7 @@ class Spied:
         return self._policy.route(*arguments)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("policy", ["static_1005", "voltana", "voltana_released", "voltana_next"])
 def test_no_way_leads_to_the_plant_or_the_future(
     run: Callable[..., RunRecord], policy: str, monkeypatch: pytest.MonkeyPatch

@@ -68,6 +68,7 @@ def test_a_target_that_is_lower_than_the_tolerance_leaves_is_enough() -> None:
     assert loose.best.energy_j < strict.best.energy_j
 
 
+@pytest.mark.slow
 def test_a_simulated_pair_is_the_run_of_the_policy_with_these_clocks(tmp_path: Path) -> None:
     setting = ("rps=20", "requests=60")
     out = simulate_pair(compose(setting), Pair(1005, 1200))
@@ -85,6 +86,7 @@ def test_bad_overrides_are_one_line(override: str, message: str) -> None:
         compose([override])
 
 
+@pytest.mark.slow
 def test_the_command_finds_clocks_and_writes_a_policy_that_runs(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -63,6 +63,7 @@ def bounded(record: RunRecord) -> EnergyBound:
     return bound
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("policy", POLICIES)
 def test_no_policy_uses_less(run: Run, policy: str) -> None:
     bounded(run(f"policy={policy}", "rps=40", "requests=100"))
@@ -88,6 +89,7 @@ CHOICES = st.fixed_dictionaries(
 PLANTS = st.sampled_from([(), ("model=qwen3_32b",), EAGER])
 
 
+@pytest.mark.slow
 @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(choice=CHOICES, plant=PLANTS)
 def test_no_pair_of_clocks_uses_less(tmp_path: Path, choice: dict[str, Any], plant: tuple[str, ...]) -> None:
@@ -132,6 +134,7 @@ def test_no_schedule_uses_less(
     assert bound.total_j <= spent_j * (1 + ROUNDING)
 
 
+@pytest.mark.slow
 def test_it_is_tight_where_a_best_schedule_is_known(plant: Plant) -> None:
     """Equal requests together, objectives far away, the last arrival later: the best single clock comes close."""
     n, inputs, outputs, last_s = 128, 300, 200, 120.0
@@ -175,6 +178,7 @@ def test_nothing_completed_needs_nothing(plant: Plant) -> None:
 # The parts.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("overrides", [(), ("model=qwen3_32b",), EAGER])
 @settings(max_examples=25, deadline=None)
 @given(batch=st.integers(1, 64), context=st.floats(0, 3000), index=st.integers(0, 80))

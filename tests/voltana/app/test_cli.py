@@ -164,6 +164,7 @@ def test_sweep_reports_its_refused_jobs_after_the_last(run: Run) -> None:
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("also_refused", "status"), [(False, 3), (True, 2)])
 def test_a_run_that_went_wrong_has_a_status_of_its_own(run: Run, also_refused: bool, status: int) -> None:
     def job(config: DictConfig) -> None:

@@ -102,6 +102,7 @@ some_states = st.lists(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=20, deadline=None)
 @given(some_requests, some_states, st.integers(1, 14))
 def test_round_trip_whatever_the_chunks(
@@ -191,6 +192,7 @@ def test_the_summary_comes_after_the_tables(tmp_path: Path, monkeypatch: pytest.
     assert not (tmp_path / SUMMARY).exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("chunk_rows", [1, 2, 65_536])
 def test_what_was_kept_reads_after_a_crash(tmp_path: Path, chunk_rows: int) -> None:
     """The journal of a process that was killed, cut anywhere, gives the first rows and no other."""

@@ -25,6 +25,7 @@ async def send(client: Any, endpoint: Endpoint, body: Any) -> tuple[asyncio.Stre
     return reader, writer
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("first", ["prefill-0", "decode-0"])
 def test_a_half_waits_for_the_other(run: Run, client: Any, first: str) -> None:
     async def check(cluster: EmulatedCluster) -> None:
@@ -146,6 +147,7 @@ def test_a_room_is_for_one(run: Run, client: Any) -> None:
     run(check)
 
 
+@pytest.mark.slow
 def test_overload_is_a_backlog_that_is_worked_off(run: Run, client: Any) -> None:
     async def check(cluster: EmulatedCluster) -> None:
         prefill = cluster.endpoints["prefill-0"]

@@ -13,6 +13,7 @@ Run = Callable[..., None]
 CHAT = {"messages": [{"role": "user", "content": "say something"}], "max_tokens": 5}
 
 
+@pytest.mark.slow
 def test_streams_and_whole_answers_agree(run: Run, client: Any) -> None:
     async def check(cluster: EmulatedCluster) -> None:
         greet = {"prompt": "hello out there", "max_tokens": 5, "ignore_eos": True}
@@ -49,6 +50,7 @@ def test_streams_and_whole_answers_agree(run: Run, client: Any) -> None:
     run(check)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("interval", [1, 4])
 def test_a_stop_string_ends_answers_and_never_shows(run: Run, client: Any, interval: int) -> None:
     async def check(cluster: EmulatedCluster) -> None:
@@ -80,6 +82,7 @@ def test_a_stop_string_ends_answers_and_never_shows(run: Run, client: Any, inter
     run(check, stream_interval=interval)
 
 
+@pytest.mark.slow
 def test_prefill_answers_with_the_first_token(run: Run, client: Any) -> None:
     async def check(cluster: EmulatedCluster) -> None:
         body = {"text": "one two three", "sampling_params": {"max_new_tokens": 6}, "return_logprob": True}
@@ -163,6 +166,7 @@ def test_information(run: Run, client: Any) -> None:
     run(check)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", ["/generate", "/v1/completions"])
 def test_refusals_reach_the_client(run: Run, client: Any, path: str) -> None:
     async def check(cluster: EmulatedCluster) -> None:
