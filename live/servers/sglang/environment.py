@@ -23,6 +23,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import voltana
 from voltana.errors import UserError
 
 HERE = Path(__file__).parent
@@ -120,7 +121,7 @@ def find_project(project: Path | None) -> Path:
     Raises:
         UserError: it holds no pyproject.toml.
     """
-    found = (project or HERE.parents[2]).absolute()
+    found = (project or Path(voltana.__file__).parents[1]).absolute()
     if not (found / "pyproject.toml").is_file():
         raise UserError(f"project: found no pyproject.toml in {found}, allowed: --project with the project's source")
     return found

@@ -147,12 +147,15 @@ async def test_sglangs_own_client_works_through_the_router(stack: Any, environme
     assert int(rows["Total generated tokens"]) == 200, output
 
 
+HELLO = [{"role": "user", "content": "a"}]
+
+
 @pytest.mark.parametrize(
     ("path", "body"),
     [
         ("/generate", {"text": "The fox", "sampling_params": {"n": 2, "max_new_tokens": 4}}),
         ("/v1/completions", {"model": "tiny", "prompt": "The fox", "n": 2, "max_tokens": 4}),
-        ("/v1/chat/completions", {"model": "tiny", "messages": [{"role": "user", "content": "a"}], "n": 2}),
+        ("/v1/chat/completions", {"model": "tiny", "messages": HELLO, "n": 2, "max_tokens": 4}),
     ],
 )
 async def test_several_samples_are_refused_at_once(stack: Any, path: str, body: dict[str, Any]) -> None:

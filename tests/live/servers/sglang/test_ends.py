@@ -10,11 +10,14 @@ from typing import Any
 import pytest
 
 from voltana.errors import UserError
+from voltana.live.clocks.client import ClockClient
 from voltana.live.clocks.control import SimulatedControl
 from voltana.live.controller import Controller
+from voltana.live.gpus import Setpoint
 from voltana.live.servers.sglang import launch
 from voltana.live.servers.sglang.environment import Environment
 from voltana.live.servers.sglang.launch import SglangServers, free_ports
+from voltana.live.telemetry.message import Telemetry
 from voltana.sim.run.compose import compose_sim
 from voltana.state import Decision, LoadSnapshot
 
@@ -76,6 +79,23 @@ class BusyOrIdle:
         return Decision(BUSY_MHZ if load.batch_size else IDLE_MHZ, ask_when_idle_s=0.05)
 
 
+class Commanded:
+    """What a controller asks of GPUs, passed to their owner."""
+
+    def __init__(self, client: ClockClient) -> None:
+        self._client = client
+
+    def setpoint(self, instance: str) -> Setpoint:
+        clock_mhz = self._client.desired(instance, "clock")
+        return Setpoint(int(clock_mhz or 0))
+
+    def set_clock(self, instance: str, clock_mhz: int) -> None:
+        self._client.set_clock(instance, clock_mhz)
+
+    def set_power_cap(self, instance: str, power_cap_w: float | None) -> None:
+        raise AssertionError("nobody asked for a cap")
+
+
 def simulated_gpus() -> SimulatedControl:
     values = compose_sim()
     return SimulatedControl(gpu=values["gpu"], model=values["model"], engine=values["serving"]["engine"])
@@ -97,11 +117,18 @@ async def test_a_server_killed_in_mid_run_takes_only_its_own_requests_with_it(st
     names = [name for name in stack.servers.endpoints if not name.startswith("unified")]
     gpus = dict(zip(names, range(4), strict=True))
     tokens = 400
-    async with stack.telemetry() as subscriber, stack.router(health_interval_s=1.0) as router:
+    controllers: list[Controller] = []
+
+    def hear(telemetry: Telemetry) -> None:
+        for each in controllers:
+            each.on_telemetry(telemetry)
+
+    async with stack.telemetry(hear) as subscriber, stack.router(health_interval_s=1.0) as router:
         with simulated_gpus().open(list(gpus.values()), "test") as clocks:
             for name, gpu in gpus.items():
                 clocks.own(name, [gpu])
-            controller = Controller({name: BusyOrIdle() for name in names}, clocks, subscriber)
+            controller = Controller({name: BusyOrIdle() for name in names}, Commanded(clocks), subscriber)
+            controllers.append(controller)
             controller.start()
             await kill_in_mid_run(stack, subscriber, router, victim, tokens)
             clocks.release(victim.name)
