@@ -176,7 +176,7 @@ def _stop_event(stop_on_eof: bool) -> asyncio.Event:
 
 def _driver(options: argparse.Namespace) -> Driver:
     if options.simulate:
-        return SimulatedDriver.from_mapping(_read_settings(options.simulate))
+        return SimulatedDriver.of(_read_settings(options.simulate))
     try:
         return NvmlDriver()
     except UserError as error:

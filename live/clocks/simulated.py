@@ -9,12 +9,14 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field
 
 from voltana.errors import UserError
 from voltana.live.clocks.device import DeviceError, Driver, GpuDevice, GpuInfo, check_clock, check_power_limit
-from voltana.sim.plant import Plant, Step
-from voltana.sim.plant.build import plant_of
+from voltana.section import Section, WholeNumber, between, parse
+from voltana.sim.plant import EngineSpec, GpuSpec, ModelSpec, Plant, Step
 
 BLOCK_S = 0.003
 """A clock command blocks for so long (PHYSICS: ~3 ms)."""
@@ -217,6 +219,18 @@ class _Meter:
         return earlier[1] + (later[1] - earlier[1]) * (time_s - earlier[0]) / (later[0] - earlier[0])
 
 
+class SimulatedHost(Section):
+    """What an owner of simulated GPUs is told: what its plant is made of, how many GPUs, and their delays, seconds."""
+
+    gpu: GpuSpec
+    model: ModelSpec
+    engine: EngineSpec
+    gpus: Annotated[int, Field(ge=1, le=1024, strict=True)]
+    seed: WholeNumber = 0
+    block_s: Annotated[float, between(0, 10)] = BLOCK_S
+    settle_s: Annotated[float, between(0, 10)] = SETTLE_S
+
+
 class SimulatedDriver(Driver):
     """A host full of simulated GPUs, all of one kind and serving one model.
 
@@ -237,21 +251,18 @@ class SimulatedDriver(Driver):
         )
 
     @classmethod
-    def from_mapping(cls, settings: Mapping[str, Any]) -> Self:
-        """Build from plain values: `gpu`, `model` and `engine` as the plant takes them, and the other arguments.
+    def of(cls, settings: Mapping[str, Any]) -> Self:
+        """Build from plain values, those of a `SimulatedHost`.
 
         Raises:
             UserError: an unknown or missing key, a bad value.
         """
-        missing = [key for key in ("gpu", "model", "engine", "gpus") if key not in settings]
-        if missing:
-            raise UserError(f"simulated GPUs: {missing[0]!r} is missing; needed: gpu, model, engine, gpus")
-        unknown = [key for key in settings if key not in ("gpu", "model", "engine", *_RANGES)]
-        if unknown:
-            raise UserError(f"simulated GPUs: unknown key {unknown[0]!r}; allowed: {', '.join(_RANGES)}")
-        rest = {key: _number(key, settings[key]) for key in _RANGES if key in settings}
-        plant = plant_of(settings["gpu"], settings["model"], settings["engine"])
-        return cls(plant, **rest)
+        try:
+            host = parse(SimulatedHost, settings)
+        except UserError as error:
+            raise UserError(f"simulated GPUs: {error}") from error
+        plant = Plant(host.gpu, host.model, host.engine)
+        return cls(plant, host.gpus, seed=host.seed, block_s=host.block_s, settle_s=host.settle_s)
 
     def gpus(self) -> tuple[int, ...]:
         """All of them."""
@@ -262,20 +273,3 @@ class SimulatedDriver(Driver):
         if gpu not in self.gpus():
             raise DeviceError("missing", f"GPU {gpu}: found no such index; allowed: 0 to {len(self._devices) - 1}")
         return self._devices[gpu]
-
-
-_RANGES: dict[str, tuple[type, float, float]] = {
-    "gpus": (int, 1, 1024),
-    "seed": (int, 0, 2**63),
-    "block_s": (float, 0.0, 10.0),
-    "settle_s": (float, 0.0, 10.0),
-}
-
-
-def _number(key: str, found: object) -> Any:
-    kind, low, high = _RANGES[key]
-    number = isinstance(found, int) if kind is int else isinstance(found, int | float)
-    if not number or isinstance(found, bool) or not low <= found <= high:  # type: ignore[operator]
-        noun = "a whole number" if kind is int else "a number"
-        raise UserError(f"simulated GPUs: {key}: found {found!r}; allowed: {noun} from {low:g} to {high:g}")
-    return found

@@ -17,7 +17,7 @@ from voltana.live.clocks.simulated import SimulatedDriver
 
 @pytest.fixture
 def driver(parts: dict[str, Any]) -> SimulatedDriver:
-    return SimulatedDriver.from_mapping({**parts, "gpus": 3, "block_s": 0.0, "settle_s": 0.0})
+    return SimulatedDriver.of({**parts, "gpus": 3, "block_s": 0.0, "settle_s": 0.0})
 
 
 def on_disk(folder: Path) -> list[dict[str, Any]] | None:
