@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from voltana.state import InstanceLoad, LoadSnapshot, RequestInfo, Router
+from voltana.state import InstanceLoad, LoadSnapshot, PrefillScheduler, RequestInfo, Router
 
 
 class Standing(NamedTuple):
@@ -33,24 +33,21 @@ def standing_of(last: LoadSnapshot) -> Standing:
     )
 
 
-class Dispatcher:
-    """Asks a router, with the accounts of its candidates kept up to date.
+class Accounts:
+    """The loads of instances as whoever sends them requests knows them.
 
     Args:
-        router: the policy.
+        policy: who chooses; its class attributes say what it looks at (`voltana.state.Router`).
         telemetry: for each candidate, what gives its last standing: the same object until there is a newer one.
     """
 
-    def __init__(self, router: Router, telemetry: Sequence[Callable[[], Standing]]) -> None:
-        self._router = router
+    def __init__(self, policy: object, telemetry: Sequence[Callable[[], Standing]]) -> None:
         self._telemetry = telemetry
         self._sent_requests = [0] * len(telemetry)
         self._sent_tokens = [0] * len(telemetry)
-        self.reads_load: bool = getattr(router, "reads_load", True)
-        """Whether the router looks at the loads at all."""
-        self.at_arrival: bool = getattr(router, "at_arrival", False)
-        """Whether decode is chosen when a request arrives."""
-        self._counts_tokens: bool = getattr(router, "counts_tokens_sent", True)
+        self.reads_load: bool = getattr(policy, "reads_load", True)
+        """Whether the policy looks at the loads at all."""
+        self._counts_tokens: bool = getattr(policy, "counts_tokens_sent", True)
         self._told = [Standing(0, 0, 0, 0, 0)] * len(telemetry)
         self._loads = [InstanceLoad(0, 0, 0)] * len(telemetry)
 
@@ -72,10 +69,85 @@ class Dispatcher:
             tokens + self._sent_tokens[index] - arrived_tokens if self._counts_tokens else tokens,
         )
 
-    def dispatch(self, request: RequestInfo) -> int:
-        """Route a request and count it as sent; nothing is counted if the router raises."""
-        chosen = self._router.route(request, tuple(self.loads() if self.reads_load else self._loads))
+    def _send(self, request: RequestInfo, chosen: int) -> None:
         self._sent_requests[chosen] += 1
         self._sent_tokens[chosen] += request.prompt_tokens
         self._loads[chosen] = self._load(chosen)
+
+
+class Dispatcher(Accounts):
+    """Asks a router, with the accounts of its candidates kept up to date.
+
+    Args:
+        router: the policy.
+        telemetry: as `Accounts`.
+    """
+
+    def __init__(self, router: Router, telemetry: Sequence[Callable[[], Standing]]) -> None:
+        super().__init__(router, telemetry)
+        self._router = router
+        self.at_arrival: bool = getattr(router, "at_arrival", False)
+        """Whether decode is chosen when a request arrives."""
+
+    def dispatch(self, request: RequestInfo) -> int:
+        """Route a request and count it as sent; nothing is counted if the router raises."""
+        chosen = self._router.route(request, tuple(self.loads() if self.reads_load else self._loads))
+        self._send(request, chosen)
         return chosen
+
+
+class CentralQueue(Accounts):
+    """Keeps the requests that a prefill scheduler has not yet sent, and asks it when something has happened.
+
+    Args:
+        scheduler: the policy; what it answers has been checked (`voltana.policies.asked`).
+        telemetry: as `Accounts`.
+        ask_at: has `due` called with a time, when that has come; what was asked for before need not be forgotten.
+    """
+
+    def __init__(
+        self,
+        scheduler: PrefillScheduler,
+        telemetry: Sequence[Callable[[], Standing]],
+        ask_at: Callable[[float], None],
+    ) -> None:
+        super().__init__(scheduler, telemetry)
+        self._scheduler = scheduler
+        self._ask_at = ask_at
+        self._waiting: list[tuple[RequestInfo, Callable[[int], None]]] = []
+        self._due_s: float | None = None
+
+    def __len__(self) -> int:
+        """Requests waiting."""
+        return len(self._waiting)
+
+    def put(self, request: RequestInfo, give: Callable[[int], None], now_s: float) -> None:
+        """Take a request; `give` is called once, now or later, with the index of the instance that it goes to."""
+        self._waiting.append((request, give))
+        self.ask(now_s)
+
+    def drop(self, give: Callable[[int], None]) -> None:
+        """Forget a request whose client has gone."""
+        self._waiting = [each for each in self._waiting if each[1] is not give]
+
+    def due(self, time_s: float) -> None:
+        """The time has come that was named to `ask_at`."""
+        if time_s == self._due_s:
+            self._due_s = None
+            self.ask(time_s)
+
+    def ask(self, now_s: float) -> None:
+        """Ask the scheduler, if requests wait, and do as it says."""
+        if not self._waiting:
+            return
+        waiting = tuple(request for request, _ in self._waiting)
+        plan = self._scheduler.schedule(now_s, waiting, tuple(self.loads()))
+        if plan.ask_at_s is not None and plan.ask_at_s != self._due_s:
+            self._ask_at(plan.ask_at_s)
+        self._due_s = plan.ask_at_s
+        sends = [(*self._waiting[place], instance) for place, instance in plan.sends]
+        gone = {place for place, _ in plan.sends}
+        self._waiting = [each for place, each in enumerate(self._waiting) if place not in gone]
+        for request, give, instance in sends:
+            self._send(request, instance)
+            give(instance)

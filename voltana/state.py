@@ -6,7 +6,7 @@ A request's output length is not here, because nobody knows it before the reques
 """
 
 from collections.abc import Sequence
-from typing import Literal, NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol, runtime_checkable
 
 Phase = Literal["prefill", "decode"]
 
@@ -102,6 +102,15 @@ class InstanceLoad(NamedTuple):
     """Prefill: prompt tokens not yet computed. Decode: KV tokens held or, if the router counts them, on their way."""
 
 
+class PrefillPlan(NamedTuple):
+    """What a prefill scheduler answers."""
+
+    sends: Sequence[tuple[int, int]] = ()
+    """Requests that go to an instance now, in this order: place in the queue, index of the instance. Others wait."""
+    ask_at_s: float | None = None
+    """Ask again at this time at the latest; None: when the next request comes or an instance ends an iteration."""
+
+
 class FrequencyController(Protocol):
     """Chooses the SM clock of one instance (all GPUs of its TP group together).
 
@@ -127,4 +136,25 @@ class Router(Protocol):
 
     def route(self, request: RequestInfo, candidates: Sequence[InstanceLoad]) -> int:
         """Return the index of the chosen candidate."""
+        ...
+
+
+@runtime_checkable
+class PrefillScheduler(Protocol):
+    """Holds the requests of all prefill instances in one queue and binds each to an instance when it likes.
+
+    It stands in the place of prefill's router. While requests wait it is asked when another one comes, when an
+    instance ends an iteration (before that instance takes its next batch), and at the time that it named itself. A
+    request that it sends joins the instance's own queue, from whose head the server forms batches. The frequency
+    controllers of the prefill instances may ask for the same object (`scheduler`, see `voltana.policies.build`).
+    """
+
+    def schedule(self, time_s: float, waiting: Sequence[RequestInfo], instances: Sequence[InstanceLoad]) -> PrefillPlan:
+        """Say who goes where now, and when to ask again.
+
+        Args:
+            time_s: now.
+            waiting: the queue, in order of arrival. Never empty.
+            instances: the prefill instances. One without requests is idle.
+        """
         ...

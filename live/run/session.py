@@ -45,7 +45,7 @@ from voltana.record import RecordWriter, claim
 from voltana.record.provenance import dependencies, provenance
 from voltana.sim.plant.build import build_plant, decode_limits, gpus_per_host
 from voltana.sim.serving.profiling import measured
-from voltana.state import LoadSnapshot
+from voltana.state import LoadSnapshot, PrefillScheduler
 from voltana.traces.build import build_requests, foreseen
 
 logger = logging.getLogger("voltana.live")
@@ -252,7 +252,13 @@ class LiveRun:
             kv_capacity_tokens=lambda: decode_limits(config.serving.decode, plant).kv_tokens,
             predictor=cache(self._predictor),
         )
-        return build_bundle(config, offers)
+        bundle = build_bundle(config, offers)
+        if isinstance(bundle.prefill_router, PrefillScheduler):
+            raise UserError(
+                f"policy.prefill_router: found {config.policy.prefill_router.get('_target_')}, a scheduler, "
+                "allowed in a live run: a router"
+            )
+        return bundle
 
     def _predictor(self) -> EcoPred:
         config, taken = self._config, measured(self._plant, self._config.profile)
@@ -294,6 +300,7 @@ class LiveRun:
         def backend(endpoint: Endpoint) -> Backend:
             return Backend(endpoint.url, endpoint.bootstrap_port or None, lambda: self._loads.get(endpoint.name))
 
+        assert not isinstance(bundle.prefill_router, PrefillScheduler)  # refused above
         return RouterServer(
             [backend(each) for each in servers.of("prefill")],
             [backend(each) for each in servers.of("decode")],

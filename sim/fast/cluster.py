@@ -116,6 +116,9 @@ class FastCluster(RequestFlow[FastInstance]):
             self._events.at(request.arrival_s, self._arrivals)
         self._finish_if_done()
 
+    def _at(self, time_s: float, then: Callable[[], None]) -> None:
+        self._events.at(time_s, then)
+
     def _queue_at_front_end(self, then: Callable[[], None]) -> None:
         self._front_end.take(partial(self._serve, then))
 

@@ -30,6 +30,7 @@ class FastInstance(ABC):
     sensors: PowerSensors
     index: int
     publishes = True
+    ended: Callable[[], None] | None = None
 
     def __init__(
         self,

@@ -119,4 +119,7 @@ class FastPrefill(FastInstance):
         for job in self._queue.complete_batch():
             job.prompt_done(now)
             self._finished(job)
+        if self.ended is not None:
+            self._publish()
+            self.ended()
         self._boundary()

@@ -122,6 +122,13 @@ class Cluster(RequestFlow[InstanceProcess]):
         yield self._env.timeout(max(0.0, drift.at_s - self._env.now))
         self._become(drift.plant)
 
+    def _at(self, time_s: float, then: Callable[[], None]) -> None:
+        self._env.process(self._wait(time_s - self._env.now, then))
+
+    def _wait(self, seconds: float, then: Callable[[], None]) -> Generator[simpy.Event, object, None]:
+        yield self._env.timeout(max(0.0, seconds))
+        then()
+
     def _queue_at_front_end(self, then: Callable[[], None]) -> None:
         self._env.process(self._serve(then))
 

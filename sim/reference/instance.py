@@ -65,6 +65,7 @@ class InstanceProcess:
         self._command = self.actuator.act_at_once if at_once else self.actuator.command
         self._ask_when_idle_s: float | None = None
         self._asked_idle_s = math.inf
+        self.ended: Callable[[], None] | None = None
 
     def start(self) -> None:
         """Begin at the clock the controller wants before any load."""
@@ -114,6 +115,9 @@ class InstanceProcess:
                 left_s = 0.0 if end.processed else instance.change(env.now)
             self._asked_idle_s = 0.0
             instance.end(env.now)
+            if self.ended is not None:
+                self.telemetry = self.load()
+                self.ended()
 
     def _idle(self) -> Process:
         """Wait for work; ask the controller meanwhile if it wished so."""

@@ -11,7 +11,7 @@ from functools import partial
 from types import FrameType
 from typing import Generic, Protocol, TypeVar
 
-from voltana.dispatch import Dispatcher, Standing
+from voltana.dispatch import CentralQueue, Dispatcher, Standing
 from voltana.record import InstanceRow
 from voltana.sim.plant import Plant
 from voltana.sim.serving.job import Job, instance_name
@@ -19,12 +19,15 @@ from voltana.sim.serving.meter import Meter
 from voltana.sim.serving.recorder import Recorder
 from voltana.sim.serving.sensor import PowerSensors
 from voltana.sim.serving.spec import ClusterSpec, info
-from voltana.state import FrequencyController, Phase
+from voltana.state import FrequencyController, Phase, PrefillScheduler
 from voltana.traces import Request
 
 
 class Driven(Protocol):
     """An instance under an engine."""
+
+    ended: Callable[[], None] | None
+    """Of a prefill instance: called when an iteration has ended and been told, before the next batch is formed."""
 
     @property
     def energy_j(self) -> float:
@@ -88,8 +91,18 @@ class RequestFlow(ABC, Generic[AnyDriven]):
             for index, (meter, controller) in enumerate(zip(self.meters, spec.controllers, strict=True))
         ]
         self._prefill, self._decode = self._instances[:prefill], self._instances[prefill:]
-        self._to_prefill = Dispatcher(spec.prefill_router, [instance.standing for instance in self._prefill])
+        self._to_prefill = self._before_prefill()
         self._to_decode = Dispatcher(spec.decode_router, [instance.standing for instance in self._decode])
+
+    def _before_prefill(self) -> Dispatcher | CentralQueue:
+        """What asks prefill's router or, where the policy is a scheduler, its queue."""
+        policy, telemetry = self._spec.prefill_router, [instance.standing for instance in self._prefill]
+        if not isinstance(policy, PrefillScheduler):
+            return Dispatcher(policy, telemetry)
+        queue = CentralQueue(policy, telemetry, lambda time_s: self._at(time_s, partial(queue.due, time_s)))
+        for instance in self._prefill:
+            instance.ended = lambda: queue.ask(self.now_s)
+        return queue
 
     @abstractmethod
     def _prepare(self) -> None:
@@ -124,12 +137,18 @@ class RequestFlow(ABC, Generic[AnyDriven]):
         self._when_served(partial(self._start, job))
 
     def _start(self, job: Job) -> None:
-        """The front end sends a request to a prefill instance."""
-        job.prefill = self._to_prefill.dispatch(info(job))
+        """The front end sends a request to a prefill instance, or has it wait for one."""
+        job.taken_s = self.now_s
         if self._to_decode.at_arrival:
             job.decode = self._to_decode.dispatch(info(job))
-        job.taken_s = self.now_s
-        self._prefill[job.prefill].submit(job)
+        if isinstance(self._to_prefill, CentralQueue):
+            self._to_prefill.put(info(job), partial(self._bind, job), self.now_s)
+        else:
+            self._bind(job, self._to_prefill.dispatch(info(job)))
+
+    def _bind(self, job: Job, target: int) -> None:
+        job.prefill = target
+        self._prefill[target].submit(job)
 
     def _prefilled(self, job: Job) -> None:
         """The prompt of a request is computed."""
@@ -161,6 +180,10 @@ class RequestFlow(ABC, Generic[AnyDriven]):
     def _end(self, job: Job) -> None:
         self._recorder.ended(job)
         self._finish_if_done()
+
+    @abstractmethod
+    def _at(self, time_s: float, then: Callable[[], None]) -> None:
+        """Have something done at a time."""
 
     @abstractmethod
     def _queue_at_front_end(self, then: Callable[[], None]) -> None:

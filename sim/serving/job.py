@@ -35,7 +35,7 @@ class Job:
     produced: int = 0
     """Output tokens already made."""
     taken_s: float = field(default=0.0)
-    """When its prefill instance got it: what servers can know of its age."""
+    """When its prefill instance, or the queue before all of them, got it: what servers can know of its age."""
     prefill_start_s: float | None = None
     prefill_end_s: float | None = None
     first_token_s: float | None = None

@@ -51,8 +51,8 @@ class PrefillQueue:
             self.tokens -= job.request.input_tokens - job.prefilled
 
     def longest_wait_s(self, now_s: float) -> float:
-        """Longest time in the batch since a request came here, which is that of its first; 0 without one."""
-        return now_s - self.batch[0].job.taken_s if self.batch else 0.0
+        """Longest time in the batch since a request came to prefill; 0 without one."""
+        return now_s - min(part.job.taken_s for part in self.batch) if self.batch else 0.0
 
     def requests(self, now_s: float) -> tuple[Views, Views]:
         """Requests of the batch, and those behind it, one by one; one that is cut is in the batch."""

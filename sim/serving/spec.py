@@ -11,7 +11,7 @@ from voltana.sim.plant import Plant
 from voltana.sim.serving.job import Job
 from voltana.sim.serving.limits import FrontEnd
 from voltana.sim.serving.truth import Knows, Truth
-from voltana.state import FrequencyController, RequestInfo, Router
+from voltana.state import FrequencyController, PrefillScheduler, RequestInfo, Router
 from voltana.traces import Request
 
 
@@ -30,7 +30,7 @@ class ClusterSpec:
     gpus_per_host: int
     prefill_controllers: Sequence[FrequencyController]
     decode_controllers: Sequence[FrequencyController]
-    prefill_router: Router
+    prefill_router: Router | PrefillScheduler
     decode_router: Router
     sensor: Sensor
     seed: int

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 
 from voltana.app.config import RunConfig
 from voltana.errors import PolicyError
-from voltana.policies.asked import AskedController, AskedRouter, Who
+from voltana.policies.asked import AskedController, AskedRouter, AskedScheduler, Who
 from voltana.policies.build import build_policy
 from voltana.prediction.ecopred import EcoPred
-from voltana.state import FrequencyController, Phase, Router
+from voltana.state import FrequencyController, Phase, PrefillScheduler, Router
 
 
 @dataclass(frozen=True)
@@ -31,11 +32,11 @@ class Offers:
 
 @dataclass(frozen=True)
 class Bundle:
-    """A controller per instance, a router per phase."""
+    """A controller per instance, a router per phase; a scheduler may stand in the place of prefill's."""
 
     prefill_controllers: list[FrequencyController]
     decode_controllers: list[FrequencyController]
-    prefill_router: Router
+    prefill_router: Router | PrefillScheduler
     decode_router: Router
 
 
@@ -45,48 +46,86 @@ def build_bundle(config: RunConfig, offers: Offers) -> Bundle:
     Raises:
         PolicyError, UserError: see `voltana.policies.build.build_policy`.
     """
-    seeds, cluster, policy = _seeds(config.seed), config.cluster, config.policy
+    builder, cluster = _Builder(config, offers), config.cluster
+    return Bundle(
+        prefill_controllers=builder.controllers("prefill", cluster.prefill_instances),
+        decode_controllers=builder.controllers("decode", cluster.decode_instances),
+        prefill_router=builder.prefill_router(),
+        decode_router=builder.decode_router(),
+    )
 
-    def clocks_mhz() -> tuple[int, ...]:
-        return tuple(offers.clocks_mhz())  # nothing a policy could change for the others
 
-    def build(key: str, part: Mapping[str, Any], phase: Phase) -> Any:
-        offered: dict[str, Callable[[], Any]] = {
-            "phase": lambda: phase,
+class _Builder:
+    """Builds the parts of one bundle, each in its turn, since some draw a seed."""
+
+    def __init__(self, config: RunConfig, offers: Offers) -> None:
+        self._policy = config.policy
+        self._offers = offers
+        seeds = _seeds(config.seed)
+        self._to_all: dict[str, Callable[[], Any]] = {
             "slo": lambda: config.slo.objectives,
-            "clocks_mhz": clocks_mhz,
+            "clocks_mhz": self._clocks_mhz,
             "predictor": offers.predictor,
             "kv_capacity_tokens": offers.kv_capacity_tokens,
             "power_limits_w": offers.power_limits_w,
             "seed": lambda: next(seeds),
         }
         if offers.truth is not None:
-            offered["truth"] = offers.truth
-        with PolicyError.of(f"policy {policy.name}"):
-            return build_policy(f"policy.{key}", part, offered)
+            self._to_all["truth"] = offers.truth
 
-    def who(key: str, part: Mapping[str, Any], instance: str = "") -> Who:
-        return Who(policy.name, key, str(part.get("_target_")), instance)
+    def _clocks_mhz(self) -> tuple[int, ...]:
+        return tuple(self._offers.clocks_mhz())  # nothing a policy could change for the others
 
-    def controllers(phase: Phase, part: Mapping[str, Any], count: int) -> list[FrequencyController]:
+    def controllers(self, phase: Phase, count: int) -> list[FrequencyController]:
+        """Those of a phase, one an instance."""
         key = f"{phase}_controller"
         return [
             AskedController(
-                who(key, part, f"{phase}-{index}"), build(key, part, phase), clocks_mhz(), offers.power_limits_w
+                self._who(key, f"{phase}-{index}"),
+                self._build(key, phase, index),
+                self._clocks_mhz(),
+                self._offers.power_limits_w,
             )
             for index in range(count)
         ]
 
-    def router(phase: Phase, part: Mapping[str, Any]) -> Router:
-        key = f"{phase}_router"
-        return AskedRouter(who(key, part), build(key, part, phase))
+    def prefill_router(self) -> Router | PrefillScheduler:
+        """What stands before prefill."""
+        who, made = self._who("prefill_router"), self._before_prefill
+        return AskedScheduler(who, made) if isinstance(made, PrefillScheduler) else AskedRouter(who, made)
 
-    return Bundle(
-        prefill_controllers=controllers("prefill", policy.prefill_controller, cluster.prefill_instances),
-        decode_controllers=controllers("decode", policy.decode_controller, cluster.decode_instances),
-        prefill_router=router("prefill", policy.prefill_router),
-        decode_router=router("decode", policy.decode_router),
-    )
+    def decode_router(self) -> Router:
+        """What stands before decode."""
+        return AskedRouter(self._who("decode_router"), self._build("decode_router", "decode"))
+
+    @cached_property
+    def _before_prefill(self) -> Any:
+        return self._build("prefill_router", "prefill")
+
+    def _scheduler(self) -> PrefillScheduler:
+        made = self._before_prefill
+        if isinstance(made, PrefillScheduler):
+            return made
+        raise PolicyError(
+            "policy.prefill_controller: asks for scheduler, but policy.prefill_router is "
+            f"{self._part('prefill_router').get('_target_')}, allowed: a class with schedule()"
+        )
+
+    def _build(self, key: str, phase: Phase, instance: int | None = None) -> Any:
+        offered = {"phase": lambda: phase, **self._to_all}
+        if instance is not None:
+            offered["instance"] = lambda: instance
+            if phase == "prefill":
+                offered["scheduler"] = self._scheduler
+        with PolicyError.of(f"policy {self._policy.name}"):
+            return build_policy(f"policy.{key}", self._part(key), offered)
+
+    def _part(self, key: str) -> Mapping[str, Any]:
+        part: Mapping[str, Any] = getattr(self._policy, key)
+        return part
+
+    def _who(self, key: str, instance: str = "") -> Who:
+        return Who(self._policy.name, key, str(self._part(key).get("_target_")), instance)
 
 
 def _seeds(seed: int) -> Iterator[int]:

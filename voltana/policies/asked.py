@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, NoReturn
 
 from voltana import checks
 from voltana.errors import PolicyError, one_line, told
-from voltana.state import Decision, InstanceLoad, LoadSnapshot, RequestInfo
+from voltana.state import Decision, InstanceLoad, LoadSnapshot, PrefillPlan, RequestInfo
 
 FLAGS = {"reads_load": True, "reads_power": False, "reads_requests": False, "acts_at_once": False}
 """Class attributes by which a policy says what it looks at and does, with what holds where it does not say."""
@@ -181,6 +181,62 @@ class AskedRouter(_Asked):
         if _is_whole(answer) and 0 <= answer < len(candidates):
             return int(answer)
         raise PolicyError(f"{self._who} {_when(request)} answered {_shown(answer)}, allowed: {_indices(candidates)}")
+
+
+class AskedScheduler(_Asked):
+    """A prefill scheduler.
+
+    Args:
+        who: for messages.
+        policy: the scheduler.
+
+    Raises:
+        PolicyError: see `_Asked`.
+    """
+
+    def __init__(self, who: Who, policy: Any) -> None:
+        super().__init__(who, policy, "schedule")
+        self._schedule = policy.schedule
+
+    def schedule(self, time_s: float, waiting: Sequence[RequestInfo], instances: Sequence[InstanceLoad]) -> PrefillPlan:
+        """Ask it.
+
+        Raises:
+            PolicyError: it raised, sends what does not wait, or twice, or nowhere, would be asked again in the past, or
+                never although requests wait.
+        """
+        try:
+            answer = self._schedule(time_s, waiting, instances)
+        except BaseException as error:
+            raise self._raised(f"at {time_s:.3f} s", error, "a voltana.state.PrefillPlan") from error
+        allowed = self._wrong(answer, time_s, waiting, instances)
+        if allowed:
+            raise PolicyError(f"{self._who} at {time_s:.3f} s answered {_shown(answer)}, allowed: {allowed}")
+        sends, ask_at_s = answer
+        return PrefillPlan(
+            tuple((int(place), int(instance)) for place, instance in sends),
+            None if ask_at_s is None else float(ask_at_s),
+        )
+
+    @staticmethod
+    def _wrong(answer: object, time_s: float, waiting: Sequence[RequestInfo], instances: Sequence[InstanceLoad]) -> str:
+        """What would be allowed in the place of what is not; empty if all is."""
+        if not isinstance(answer, PrefillPlan):
+            return "a voltana.state.PrefillPlan"
+        sends, ask_at_s = answer
+        if not isinstance(sends, Sequence) or not all(isinstance(s, tuple) and len(s) == 2 for s in sends):
+            return "sends: a sequence of pairs, index in the queue and index of the instance"
+        if not all(_is_whole(place) and 0 <= place < len(waiting) for place, _ in sends):
+            return f"sends: indices in the queue, 0 to {len(waiting) - 1}"
+        if len({place for place, _ in sends}) < len(sends):
+            return "sends: every request once"
+        if not all(_is_whole(instance) and 0 <= instance < len(instances) for _, instance in sends):
+            return f"sends: indices of instances, 0 to {len(instances) - 1}"
+        if ask_at_s is not None and not (_is_number(ask_at_s) and time_s < ask_at_s < math.inf):
+            return f"ask_at_s: None, or a time after {time_s:.3f} s"
+        if not sends and ask_at_s is None and not any(load.requests for load in instances):
+            return "requests to send, or ask_at_s: every instance is idle, so nothing else would end the wait"
+        return ""
 
 
 def _when(request: RequestInfo) -> str:

@@ -9,6 +9,8 @@ A policy asks for what it needs by the names of its constructor's positional par
     kv_capacity_tokens   KV tokens that a decode instance holds
     power_limits_w       lowest and highest power cap that a GPU takes
     seed                 an integer of its own
+    instance             index of the instance within its phase (controllers)
+    scheduler            what stands in the place of prefill's router, if that is a scheduler (prefill controllers)
 
 and nothing else, so a policy cannot come to depend on a world. Only oracles ask for `truth`, what the batch about to
 run would really cost; the simulator offers it, a live world cannot. A policy's other parameters are keyword-only and

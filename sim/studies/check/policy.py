@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from voltana.app.bundle import Bundle, build_bundle
-from voltana.policies.asked import AskedController, AskedRouter
+from voltana.policies.asked import AskedController, AskedRouter, AskedScheduler
 from voltana.prediction.ecopred import EcoPred
 from voltana.section import parse
 from voltana.sim.run.build import RunBuilder
@@ -20,6 +20,7 @@ from voltana.sim.studies.check.engines import same_records
 from voltana.sim.studies.check.finding import ANSWERS, Broken, Finding, check
 from voltana.sim.studies.check.histories import Question, World, drawn_questions, record_worlds
 from voltana.sim.studies.check.routers import RouterSubject, check_router
+from voltana.sim.studies.check.schedulers import check_scheduler
 from voltana.state import Phase
 
 ENGINES = "both engines agree"
@@ -46,6 +47,10 @@ def check_policy(values: Mapping[str, Any], worlds: Sequence[World] | None = Non
         controllers = [place.controller(phase) for place in places]
         findings += check_controller(f"{phase}_controller", controllers, settings.decision_us)
     for phase in PHASES:
+        if phase == "prefill" and isinstance(places[0].scheduler(), AskedScheduler):
+            top_mhz, requests = places[0].clocks_mhz[-1], settings.requests
+            findings += check_scheduler(f"{phase}_router", places[0].scheduler, requests, top_mhz, settings.decision_us)
+            continue
         routers = [place.router(phase, place.world.questions[phase]) for place in places]
         routers.append(places[0].router(phase, drawn))
         findings += check_router(f"{phase}_router", routers, settings.decision_us)
@@ -91,6 +96,10 @@ class _Place:
             return cast(AskedController, controllers[0])
 
         return Subject(make, self.world.snapshots[phase], self._builder.plant, phase)
+
+    def scheduler(self) -> AskedScheduler:
+        """What stands before prefill, if that is a scheduler."""
+        return cast(AskedScheduler, self._bundle().prefill_router)
 
     def router(self, phase: Phase, questions: list[Question]) -> RouterSubject:
         """The router of a phase."""

@@ -19,7 +19,7 @@ from voltana.app.resolve import resolve
 from voltana.errors import PolicyError, UserError
 from voltana.policies.build import build_policy, shipped
 from voltana.prediction.ecopred import EcoPred
-from voltana.state import Decision, InstanceLoad, LoadSnapshot, RequestInfo, Slo
+from voltana.state import Decision, InstanceLoad, LoadSnapshot, PrefillScheduler, RequestInfo, Slo
 
 CONF = Path(next(iter(conf.__path__)))
 IDLE = LoadSnapshot(0.0, 1410, 0, 0, 0, 0, 0.0, 9.0, 0, 0)
@@ -189,7 +189,15 @@ def assert_decides(controller: Any, clocks: tuple[int, ...]) -> None:
 
 
 def assert_routes(router: Any) -> None:
-    assert router.route(RequestInfo(0, 0.0, 100), [InstanceLoad(1410, 200, 9000)] * 2) in (0, 1)
+    request = RequestInfo(0, 0.0, 100)
+    if isinstance(router, PrefillScheduler):
+        assert router.schedule(0.0, [request], [InstanceLoad(1410, 0, 0)] * 2).sends in (((0, 0),), ((0, 1),))
+    else:
+        assert router.route(request, [InstanceLoad(1410, 200, 9000)] * 2) in (0, 1)
+
+
+def scheduler(offers: Offers) -> Any:
+    return build_policy("policy.x", composed("policy=variant/next_all")["prefill_router"], offers)
 
 
 @pytest.mark.usefixtures("hydra")
@@ -197,7 +205,8 @@ def assert_routes(router: Any) -> None:
 @pytest.mark.parametrize("phase", ["prefill", "decode"])
 def test_every_controller_we_ship_builds(offers: Offers, clocks: tuple[int, ...], name: str, phase: str) -> None:
     config = composed(*in_both_phases("frequency", "controller", name))[f"{phase}_controller"]
-    controller = build_policy("policy.x", config, offers | {"phase": lambda: phase})
+    given = offers | {"phase": lambda: phase, "scheduler": lambda: scheduler(offers), "instance": lambda: 0}
+    controller = build_policy("policy.x", config, given)
     assert_decides(controller, clocks)
 
 
@@ -217,7 +226,10 @@ def test_every_bundle_we_ship_composes_and_builds(offers: Offers, clocks: tuple[
     assert set(policy) == {"name", *parts}
     assert policy["name"] == name
     for phase in ("prefill", "decode"):
-        mine = offers | {"phase": lambda phase=phase: phase}
+        mine = offers | {"phase": lambda phase=phase: phase, "instance": lambda: 0}
+        if phase == "prefill":
+            before = build_policy("policy.x", policy["prefill_router"], mine)
+            mine["scheduler"] = lambda before=before: before
         assert_decides(build_policy("policy.x", policy[f"{phase}_controller"], mine), clocks)
         assert_routes(build_policy("policy.x", policy[f"{phase}_router"], mine))
 
@@ -243,7 +255,7 @@ def test_the_released_bundle_has_its_own_budgets_whatever_the_objectives(offers:
     assert router.at_arrival
 
 
-@pytest.mark.parametrize("group", ["frequency", "router"])
+@pytest.mark.parametrize("group", ["frequency", "router", "scheduler"])
 def test_every_part_we_ship_says_what_it_is(group: str) -> None:
     for name in options(group):
         text = (CONF / group / f"{name}.yaml").read_text()
@@ -253,7 +265,7 @@ def test_every_part_we_ship_says_what_it_is(group: str) -> None:
 
 def test_every_rival_says_what_is_fitted_by_us() -> None:
     targets = {str(yaml.safe_load(path.read_text()).get("_target_")) for path in (CONF / "frequency").glob("*.yaml")}
-    ours = ("ecofreq", "ecofreq_online", "static", "oracle")
+    ours = ("ecofreq", "ecofreq_online", "queue", "static", "oracle")
     rivals = sorted(target for target in targets if target.startswith("voltana.") and target.split(".")[2] not in ours)
     assert len(rivals) >= 10
     for target in rivals:
