@@ -132,3 +132,22 @@ def test_it_sees_the_object_of_its_bundle(values: Callable[..., dict[str, Any]],
     bundle = build_bundle(config, RunBuilder(config).offers)
     made: list[Any] = [controller._policy.scheduler for controller in bundle.prefill_controllers]  # type: ignore[attr-defined]
     assert made[0] is made[1] is bundle.prefill_router._policy  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("rps", [30, 90])
+def test_voltana_next_saves_and_nobody_starves(rps: int, values: Callable[..., dict[str, Any]], tmp_path: Any) -> None:
+    """Energy up to the same moment, the idle GPUs of a run that ends sooner included."""
+    energy_j, attained, ends = {}, {}, {}
+    for policy in ("static_max", "voltana", "voltana_next"):
+        simulate(values(f"policy={policy}", f"rps={rps}", "duration_s=60", "front_end=none"), tmp_path / policy)
+        record = RunRecord(tmp_path / policy)
+        energy_j[policy], attained[policy] = record.summary["energy_j"]["total"], record.summary["joint_attainment"]
+        ends[policy] = record.summary["end_s"]
+        requests = record.requests()
+        assert set(requests.status) == {"completed"}
+    waits = requests.prefill_start_s - requests.arrival_s
+    idle_w = 4 * 71.4
+    saved = 1 - energy_j["voltana_next"] / (energy_j["voltana"] + idle_w * (ends["voltana_next"] - ends["voltana"]))
+    assert saved > {30: 0.15, 90: 0.05}[rps]
+    assert attained["voltana_next"] >= max(attained["static_max"], attained["voltana"]) - 0.001
+    assert waits.max() < 6

@@ -62,10 +62,10 @@ class DeadlineQueue:
     An idle instance takes a batch from the head of the queue, unless those at work could take all of it in time once
     they are free, at the knee, with `spare_s` left. A batch ends where its tokens exceed `batch_tokens` or its first
     prompt would be late. Its clock is the lowest from the knee up at which every prompt of the queue is in time, all
-    instances together working at that clock, and at which the load of late keeps them busy for no more than
-    `utilisation` of the time; without any such, the fastest.
+    instances together working at that clock; without any such, the fastest.
 
-    With `late_share`, prompts that cannot all be in time are sorted out (`voltana.policies.triage`).
+    With `late_share`, prompts that cannot all be in time at the knee are sorted out (`voltana.policies.triage`). The
+    clock is the fastest, too, while one of those has waited longer than `late_wait` times the TTFT objective.
 
     Args:
         knee_mhz: lowest clock.
@@ -73,11 +73,11 @@ class DeadlineQueue:
         after_prefill_s: time left to it beside.
         spare_s: time that must be left over where work waits for a busy instance.
         batch_tokens: prompt tokens of a batch, at most; a longer prompt runs alone.
-        utilisation: share of the time in which the instances may be busy.
         patience: share of the TTFT objective for which a batch of fewer than `batch_tokens` may be held back while all
             instances idle.
         late_share: share of a batch kept for late prompts while there are any; None: no triage, first come first served
-        memory_s: time constant of the arrival rate and of the correction of EcoPred, in seconds.
+        late_wait: TTFT objectives that a late prompt may wait before the clock rises.
+        memory_s: time constant of the correction of EcoPred, in seconds of iterations.
     """
 
     def __init__(
@@ -91,9 +91,9 @@ class DeadlineQueue:
         after_prefill_s: float,
         spare_s: float,
         batch_tokens: int,
-        utilisation: float,
         patience: float,
         late_share: float | None,
+        late_wait: float,
         memory_s: float,
     ) -> None:
         knee = checks.clock("knee_mhz", knee_mhz, clocks_mhz)
@@ -104,11 +104,10 @@ class DeadlineQueue:
         self._allowed_s -= checks.number("after_prefill_s", after_prefill_s, low=0)
         self._spare_s = checks.number("spare_s", spare_s, low=0)
         self._batch_tokens = int(checks.number("batch_tokens", batch_tokens, low=1))
-        self._utilisation = checks.number("utilisation", utilisation, above=0)
         self._patience_s = checks.number("patience", patience, low=0, high=1) * objective_s
         self._late = None if late_share is None else LateQueue(late_share)
-        self._rate = ArrivalRate(checks.number("memory_s", memory_s, above=0))
-        self.ratio = LatencyRatio(memory_s, None)
+        self._late_wait_s = objective_s * checks.number("late_wait", late_wait, low=0)
+        self.ratio = LatencyRatio(checks.number("memory_s", memory_s, above=0), None)
         """Of measured to predicted latencies; the controllers keep it up to date."""
         self._work: dict[int, Work] = {}
 
@@ -124,7 +123,6 @@ class DeadlineQueue:
 
     def schedule(self, time_s: float, waiting: Sequence[RequestInfo], instances: Sequence[InstanceLoad]) -> PrefillPlan:
         """Apply the rules of the class."""
-        self._rate.see(time_s, waiting)
         idle = [index for index, load in enumerate(instances) if not load.requests]
         queue = [
             Prompt(place, each.request_id, each.prompt_tokens, each.arrival_s + self._allowed_s)
@@ -142,7 +140,7 @@ class DeadlineQueue:
             if ask_at_s is not None and ask_at_s > time_s + TIME_RESOLUTION_S:
                 break
             ask_at_s = None
-            clock = self._clock(on_time, late, free_s, len(instances))
+            clock = self._clock(on_time, late, free_s, time_s)
             batch = self._take(on_time, late, time_s, clock)
             sends += [(prompt.place, instance) for prompt in batch]
             taken = {prompt.place for prompt in batch}
@@ -197,12 +195,11 @@ class DeadlineQueue:
             return None
         return max(time_s, min(busy)) + slack_s - self._spare_s
 
-    def _clock(self, on_time: Sequence[Prompt], late: Sequence[Prompt], free_s: Sequence[float], instances: int) -> int:
+    def _clock(self, on_time: Sequence[Prompt], late: Sequence[Prompt], free_s: Sequence[float], time_s: float) -> int:
         """The lowest clock for the whole queue."""
-        per_s = self._rate.tokens_per_s / instances / TYPICAL_TOKENS
+        if late and time_s - (late[0].due_s - self._allowed_s) > self._late_wait_s:
+            return self._clocks[-1]
         for clock in self._clocks:
-            if per_s * self.predicted_s(TYPICAL_TOKENS, clock) > self._utilisation:
-                continue
             if next(self._late_ones(on_time, bool(late), free_s, clock), None) is None:
                 return clock
         return self._clocks[-1]
@@ -233,6 +230,8 @@ class DeadlineQueue:
     def _head(self, queue: Sequence[Prompt], at: int, start_s: float, clock: int) -> list[Prompt]:
         """The batch from a place of the queue on."""
         prompts, tokens, due_s = [queue[at]], queue[at].tokens, queue[at].due_s
+        if start_s + self.predicted_s(tokens, clock) > due_s:
+            due_s = math.inf  # late however small its batch
         for prompt in queue[at + 1 :]:
             more = tokens + prompt.tokens
             if more > self._batch_tokens or start_s + self.predicted_s(more, clock) > due_s:
@@ -246,39 +245,17 @@ class DeadlineQueue:
         batch = self._head(on_time, 0, time_s, clock) if on_time else []
         if late and self._late is not None:
             tokens = sum(prompt.tokens for prompt in batch)
-            room = self._batch_tokens - tokens if len(batch) == len(on_time) else 0
+            room = self._room(batch, tokens, time_s, clock) if len(batch) == len(on_time) else 0
             batch += self._late.take(late, tokens, room)
         return batch
 
-
-class ArrivalRate:
-    """Prompt tokens that come per second, of late.
-
-    Args:
-        memory_s: time constant.
-    """
-
-    def __init__(self, memory_s: float) -> None:
-        self._memory_s = memory_s
-        self._first_s: float | None = None
-        self._last_s = 0.0
-        self._last_id = -1
-        self._sum = 0.0
-        self.tokens_per_s = 0.0
-
-    def see(self, time_s: float, waiting: Sequence[RequestInfo]) -> None:
-        """Take what has come since."""
-        if self._first_s is None:
-            self._first_s = self._last_s = time_s
-        self._sum *= math.exp(-(time_s - self._last_s) / self._memory_s)
-        self._last_s = time_s
-        for request in reversed(waiting):
-            if request.request_id <= self._last_id:
-                break
-            self._sum += request.prompt_tokens
-        self._last_id = max(self._last_id, waiting[-1].request_id)
-        known_s = -math.expm1(-max(1.0, time_s - self._first_s) / self._memory_s) * self._memory_s
-        self.tokens_per_s = self._sum / known_s
+    def _room(self, batch: Sequence[Prompt], tokens: int, time_s: float, clock: int) -> int:
+        """Tokens that a batch could compute beside its own without being late."""
+        if not batch:
+            return self._batch_tokens
+        fixed_s, per_token_s = self._lines[clock]
+        in_time = ((batch[0].due_s - time_s) / self.ratio.safe - fixed_s) / max(per_token_s, 1e-12)
+        return max(0, int(min(in_time, self._batch_tokens)) - tokens)
 
 
 class QueueClock:

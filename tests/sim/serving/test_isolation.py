@@ -63,7 +63,7 @@ def _spied(method: Callable[..., object], given: list[object]) -> Callable[..., 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("policy", ["static_1005", "voltana", "voltana_released", "variant/next_all"])
+@pytest.mark.parametrize("policy", ["static_1005", "voltana", "voltana_released", "voltana_next"])
 def test_no_way_leads_to_the_plant_or_the_future(
     run: Callable[..., RunRecord], policy: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

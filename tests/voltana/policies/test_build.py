@@ -197,7 +197,7 @@ def assert_routes(router: Any) -> None:
 
 
 def scheduler(offers: Offers) -> Any:
-    return build_policy("policy.x", composed("policy=variant/next_all")["prefill_router"], offers)
+    return build_policy("policy.x", composed("policy=voltana_next")["prefill_router"], offers)
 
 
 @pytest.mark.usefixtures("hydra")
