@@ -126,9 +126,13 @@ class CentralQueue(Accounts):
         self._waiting.append((request, give))
         self.ask(now_s)
 
-    def drop(self, give: Callable[[int], None]) -> None:
-        """Forget a request whose client has gone."""
-        self._waiting = [each for each in self._waiting if each[1] is not give]
+    def drop(self, request_id: int) -> None:
+        """Forget a request, if it waits: its client has gone."""
+        self._waiting = [each for each in self._waiting if each[0].request_id != request_id]
+
+    def passed_by(self, request: RequestInfo, instance: int) -> None:
+        """A request went to an instance without having waited here."""
+        self._send(request, instance)
 
     def due(self, time_s: float) -> None:
         """The time has come that was named to `ask_at`."""

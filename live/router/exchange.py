@@ -72,10 +72,10 @@ class _Drain:
 class Exchange(Relay):
     """Sends a request to a prefill and a decode instance at once and passes decode's answer to the client.
 
-    Both instances are chosen when the request gets its place, because SGLang needs both legs at the same time (the
-    simulator asks the decode router only after prefill). Nothing is sent before both connections stand, so an
-    unreachable instance can be replaced without risk. An error of prefill is passed on as long as decode has not begun
-    to answer: decode alone would wait for a KV cache that never comes.
+    Both instances are chosen when the request gets its place, or when a scheduler sends it to prefill, because SGLang
+    needs both legs at the same time (the simulator asks the decode router only after prefill). Nothing is sent before
+    both connections stand, so an unreachable instance can be replaced without risk. An error of prefill is passed on as
+    long as decode has not begun to answer: decode alone would wait for a KV cache that never comes.
 
     Args:
         core, client, request: as `Relay`.
@@ -87,6 +87,7 @@ class Exchange(Relay):
         self.prompts = prompts
         self.request_id = core.next_id()
         self.arrival_s = core.time_s()
+        self._info = RequestInfo(self.request_id, self.arrival_s, prompts.tokens)
         self.prefill = _Side(core.prefill)
         self.decode = _Side(core.decode)
         self.prefill_payload: list[bytes] = []
@@ -101,18 +102,21 @@ class Exchange(Relay):
     def start(self) -> None:
         """Choose the instances and connect."""
         self._placed = True
-        for side in (self.prefill, self.decode):
-            if not self.over:
-                self._place(side)
+        self._place(self.prefill)
 
     def _place(self, side: _Side) -> None:
-        info = RequestInfo(self.request_id, self.arrival_s, self.prompts.tokens)
         try:
-            instance = side.group.choose(info, self.prompts.number, side.tried)
+            side.group.place(self._info, self.prompts.number, side.tried, partial(self._chosen, side))
         except Exception as error:  # of the policy: the request has its answer, and whoever runs the router decides
             self.core.on_policy_error(error)
             self.fail(500, f"the router's policy failed for {side.group.instances[0].phase}")
-            return
+
+    def _chosen(self, side: _Side, instance: Instance | None) -> None:
+        self._connect(side, instance)
+        if side is self.prefill and self.decode.instance is None and not self.over:
+            self._place(self.decode)
+
+    def _connect(self, side: _Side, instance: Instance | None) -> None:
         side.instance = instance
         if instance is not None:
             self._announce()
@@ -299,6 +303,7 @@ class Exchange(Relay):
         if outcome == "completed" and leg is not None and leg.live:
             _Drain(self.core, leg)
         super().end(outcome)
+        self.core.prefill.withdraw(self._info)
         for side in (self.prefill, self.decode):
             self._close(side, arrived=outcome not in ("rejected", "refused"))
         self.core.metrics.outcomes[outcome] += 1

@@ -5,19 +5,21 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Sequence
+from functools import partial
 from math import inf
 from time import monotonic
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
-from voltana.dispatch import Dispatcher
+from voltana.dispatch import CentralQueue, Dispatcher, Standing
 from voltana.errors import UserError
 from voltana.live import http
 from voltana.live.router.accounts import Account, Telemetry
 from voltana.live.router.http1 import reason_of
 from voltana.live.router.settings import RouterSettings
 from voltana.live.router.upstream import Pool, Shortage, told
-from voltana.state import Phase, RequestInfo, Router
+from voltana.policies.balancers import LeastRequests
+from voltana.state import Phase, PrefillScheduler, RequestInfo, Router
 
 log = logging.getLogger("voltana.live.router")
 
@@ -145,6 +147,109 @@ class Group:
         finally:
             if without:
                 self._renew()
+
+    def place(
+        self,
+        request: RequestInfo,
+        prompts: int,
+        without: frozenset[Instance],
+        give: Callable[[Instance | None], None],
+    ) -> None:
+        """As `choose`, but what was chosen is given to a function: here at once, by a scheduler when it likes."""
+        give(self.choose(request, prompts, without))
+
+    def withdraw(self, request: RequestInfo) -> None:
+        """A request that may still wait for its instance needs none any more."""
+
+    def heard(self) -> None:
+        """New telemetry of an instance has come."""
+
+
+DOWN = Standing(0, 1 << 30, 1 << 40, 0, 0)
+"""What a scheduler is told of an instance that is down: its indices are those of all instances."""
+
+
+class QueuedGroup(Group):
+    """Instances whose requests wait in one queue until a scheduler sends them.
+
+    Args:
+        instances: of the phase.
+        scheduler: the policy.
+        loop: the event loop.
+        time_s: the time as policies see it.
+        on_error: is told what the policy raised when it was asked for no request of its own.
+    """
+
+    def __init__(
+        self,
+        instances: Sequence[Instance],
+        scheduler: PrefillScheduler,
+        loop: asyncio.AbstractEventLoop,
+        time_s: Callable[[], float],
+        on_error: Callable[[Exception], None],
+    ) -> None:
+        self._loop = loop
+        self._time_s = time_s
+        self._on_error = on_error
+        self._gives: dict[int, Callable[[Instance | None], None]] = {}
+        self._queue = CentralQueue(scheduler, [partial(_standing, each) for each in instances], self._ask_at)
+        super().__init__(instances, LeastRequests())
+
+    def _ask_at(self, time_s: float) -> None:
+        self._loop.call_later(max(0.0, time_s - self._time_s()), self._guarded, lambda: self._queue.due(time_s))
+
+    def _guarded(self, ask: Callable[[], None]) -> None:
+        try:
+            ask()
+        except Exception as error:
+            self._on_error(error)
+
+    def _renew(self, without: frozenset[Instance] = frozenset()) -> None:
+        """An instance came or went."""
+        if self.up:
+            self.heard()
+            return
+        waiting, self._gives = self._gives, {}
+        for request_id, give in waiting.items():
+            self._queue.drop(request_id)
+            give(None)
+
+    def place(
+        self,
+        request: RequestInfo,
+        prompts: int,
+        without: frozenset[Instance],
+        give: Callable[[Instance | None], None],
+    ) -> None:
+        """Let a request wait; one that some instance did not take goes to the emptiest of the others at once."""
+        if not without and self.up:
+            self._gives[request.request_id] = give
+            self._queue.put(request, partial(self._sent, request, prompts), self._time_s())
+            return
+        others = [each for each in self.up if each not in without]
+        chosen = min(others, key=lambda each: each.account.own.requests, default=None)
+        if chosen is not None:
+            self._queue.passed_by(request, self.instances.index(chosen))
+            chosen.account.sent(prompts, request.prompt_tokens)
+        give(chosen)
+
+    def _sent(self, request: RequestInfo, prompts: int, index: int) -> None:
+        chosen = self.instances[index]
+        chosen.account.sent(prompts, request.prompt_tokens)
+        self._gives.pop(request.request_id)(chosen)
+
+    def withdraw(self, request: RequestInfo) -> None:
+        """Take a request out of the queue."""
+        if self._gives.pop(request.request_id, None) is not None:
+            self._queue.drop(request.request_id)
+
+    def heard(self) -> None:
+        """Ask the scheduler."""
+        self._guarded(lambda: self._queue.ask(self._time_s()))
+
+
+def _standing(instance: Instance) -> Standing:
+    return instance.account.standing() if instance.up else DOWN
 
 
 async def watch(instance: Instance, interval_s: float, timeout_s: float) -> None:

@@ -18,12 +18,12 @@ from voltana.live.router.client import JSON, Buffered, Client, Request
 from voltana.live.router.core import Core, Observer, log_policy_error
 from voltana.live.router.descriptors import backlog, fit
 from voltana.live.router.exchange import Exchange, MergingExchange
-from voltana.live.router.fleet import Backend, Group, Instance, watch
+from voltana.live.router.fleet import Backend, Group, Instance, QueuedGroup, watch
 from voltana.live.router.http1 import end_to_end, response_head
 from voltana.live.router.metrics import family
 from voltana.live.router.relay import Relay
 from voltana.live.router.settings import RouterSettings
-from voltana.state import Router
+from voltana.state import PrefillScheduler, Router
 
 ASKS_DECODE = frozenset(
     {"/v1/models", "/v1/models/{model}", "/model_info", "/get_model_info", "/server_info", "/get_server_info"}
@@ -46,7 +46,8 @@ class RouterServer:
 
     Args:
         prefill, decode: the servers.
-        prefill_policy, decode_policy: choose among them; objects of their own each, as in the simulator.
+        prefill_policy, decode_policy: choose among them; objects of their own each, as in the simulator. Prefill's may
+            be a scheduler, which holds requests back; call `core.prefill.heard` when telemetry of prefill comes.
         settings: limits and time-outs.
         observer: is told of every request.
         origin_s: the `time.monotonic()` that is zero for policies and observer; default: now.
@@ -60,7 +61,7 @@ class RouterServer:
         self,
         prefill: Sequence[Backend],
         decode: Sequence[Backend],
-        prefill_policy: Router,
+        prefill_policy: Router | PrefillScheduler,
         decode_policy: Router,
         settings: RouterSettings | None = None,
         observer: Observer | None = None,
@@ -69,12 +70,16 @@ class RouterServer:
     ) -> None:
         self._settings = fit(settings or RouterSettings())
         self._loop = asyncio.get_running_loop()
-        groups = (
-            Group([Instance(each, "prefill", self._settings, self._loop) for each in prefill], prefill_policy),
-            Group([Instance(each, "decode", self._settings, self._loop) for each in decode], decode_policy),
+        origin_s = monotonic() if origin_s is None else origin_s
+        before = [Instance(each, "prefill", self._settings, self._loop) for each in prefill]
+        after = [Instance(each, "decode", self._settings, self._loop) for each in decode]
+        first = (
+            QueuedGroup(before, prefill_policy, self._loop, lambda: monotonic() - origin_s, on_policy_error)
+            if isinstance(prefill_policy, PrefillScheduler)
+            else Group(before, prefill_policy)
         )
-        self.core = Core(self._settings, *groups, observer, origin_s, on_policy_error)
-        self._instances = [*groups[0].instances, *groups[1].instances]
+        self.core = Core(self._settings, first, Group(after, decode_policy), observer, origin_s, on_policy_error)
+        self._instances = [*before, *after]
         for instance in self._instances:
             instance.pool.make_room = self._drop_idle
         self._buffered = Buffered(self._settings.max_buffered_bytes)

@@ -11,7 +11,7 @@ import logging
 import signal
 import socket
 import time
-from collections.abc import AsyncIterator, Coroutine, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from functools import cache
@@ -45,7 +45,7 @@ from voltana.record import RecordWriter, claim
 from voltana.record.provenance import dependencies, provenance
 from voltana.sim.plant.build import build_plant, decode_limits, gpus_per_host
 from voltana.sim.serving.profiling import measured
-from voltana.state import LoadSnapshot, PrefillScheduler
+from voltana.state import LoadSnapshot
 from voltana.traces.build import build_requests, foreseen
 
 logger = logging.getLogger("voltana.live")
@@ -119,6 +119,7 @@ class LiveRun:
         self._stop = asyncio.Event()
         self._replaying = False
         self._loads: dict[str, LoadSnapshot] = {}
+        self._prefill_heard: Callable[[], None] = lambda: None
         if self._fleet.emulated and not isinstance(self._control, SimulatedControl | ObserveControl):
             raise UserError("control: emulated servers are their own GPUs, allowed: simulated, observe")
 
@@ -252,13 +253,7 @@ class LiveRun:
             kv_capacity_tokens=lambda: decode_limits(config.serving.decode, plant).kv_tokens,
             predictor=cache(self._predictor),
         )
-        bundle = build_bundle(config, offers)
-        if isinstance(bundle.prefill_router, PrefillScheduler):
-            raise UserError(
-                f"policy.prefill_router: found {config.policy.prefill_router.get('_target_')}, a scheduler, "
-                "allowed in a live run: a router"
-            )
-        return bundle
+        return build_bundle(config, offers)
 
     def _predictor(self) -> EcoPred:
         config, taken = self._config, measured(self._plant, self._config.profile)
@@ -287,6 +282,8 @@ class LiveRun:
             clock_mhz = telemetry.load.clock_mhz or (list(self._gpus.clocks_mhz) or self._plant.gpu.clocks())[-1]
         self._loads[telemetry.instance] = telemetry.load._replace(clock_mhz=clock_mhz)
         self._gpus.heard(telemetry)
+        if telemetry.phase == "prefill":
+            self._prefill_heard()
 
     async def _hear_all(self, servers: Servers, subscriber: Subscriber) -> None:
         until_s = time.monotonic() + HEAR_S
@@ -300,7 +297,6 @@ class LiveRun:
         def backend(endpoint: Endpoint) -> Backend:
             return Backend(endpoint.url, endpoint.bootstrap_port or None, lambda: self._loads.get(endpoint.name))
 
-        assert not isinstance(bundle.prefill_router, PrefillScheduler)  # refused above
         return RouterServer(
             [backend(each) for each in servers.of("prefill")],
             [backend(each) for each in servers.of("decode")],
@@ -330,6 +326,7 @@ class LiveRun:
         recorder = LiveRecorder(writer, config.slo.objectives, config.policy.about(), prefill, decode, requests.about)
         start_s = time.monotonic() + LEAD_S
         router = await stack.enter_async_context(self._router(servers, bundle, recorder, start_s))
+        self._prefill_heard = router.core.prefill.heard
         order = Order(
             self._settings.host, router.port, start_s, config.slo.objectives.itl_s, config.client.token_ids, config.seed
         )

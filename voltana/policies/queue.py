@@ -156,7 +156,7 @@ class DeadlineQueue:
     def _free_s(self, instance: int, time_s: float, load: InstanceLoad) -> float:
         """When an instance at work will be free, as predicted."""
         work = self._work.get(instance)
-        if work is None:
+        if work is None or load.tokens > work.tokens:  # others send it work too, or it is out of service
             return time_s + self.predicted_s(load.tokens, self._clocks[0])
         return max(time_s, work.start_s + self.predicted_s(work.tokens, work.clock_mhz))
 
