@@ -253,7 +253,12 @@ def test_every_configuration_group_is_documented() -> None:
 def test_every_policy_and_part_is_documented() -> None:
     """With the parts of a bundle as its file names them."""
     document = sections(ROOT / "docs" / "policies.md")
-    tables = {"policy": "Bundles", "frequency": "Frequency controllers", "router": "Routers"}
+    tables = {
+        "policy": "Bundles",
+        "frequency": "Frequency controllers",
+        "router": "Routers",
+        "scheduler": "Schedulers",
+    }
     for group, title in tables.items():
         rows = {
             line.split("`")[1]: re.findall(r"`(\w+)`", line)

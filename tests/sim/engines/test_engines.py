@@ -14,7 +14,10 @@ from voltana.record import RunRecord
 from voltana.sim.fast.decode import LongestGaps, Run
 from voltana.sim.run.simulate import simulate
 
-POLICIES = sorted(file.stem for file in (Path(conf.__file__).parent / "policy").glob("*.yaml"))
+PRESETS = Path(conf.__file__).parent / "policy"
+POLICIES = sorted(
+    str(file.relative_to(PRESETS).with_suffix("")) for file in (*PRESETS.glob("*.yaml"), *PRESETS.glob("*/next_*.yaml"))
+)
 Values = Callable[..., dict[str, Any]]
 
 RUNS = st.fixed_dictionaries(
