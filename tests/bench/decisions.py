@@ -1,9 +1,10 @@
-"""What a decision costs: microseconds per answer of every frequency policy and router in `conf/`.
+"""What a decision costs: microseconds per answer of every frequency policy, scheduler and router in `conf/`.
 
-Frequency policies are timed inside a simulated run (2P2D, ShareGPT, 75 requests per second), so that each meets the
-states it leads to; what an instance's controller answers does not depend on how many others there are. Routers are
-timed on drawn states of 2 and of 256 decode instances, lightly loaded, near the batches at which the clock must rise,
-and with no instance that could take a request for nothing. What is told is of the kind of state that takes longest.
+Frequency policies and schedulers are timed inside a simulated run (2P2D, ShareGPT, 75 requests per second), so that
+each meets the states it leads to; what an instance's controller answers does not depend on how many others there are.
+Routers are timed on drawn states of 2 and of 256 decode instances, lightly loaded, near the batches at which the clock
+must rise, and with no instance that could take a request for nothing. What is told is of the kind of state that takes
+longest.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 import statistics
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from random import Random
@@ -25,7 +26,8 @@ from voltana.sim.run.compose import compose_sim
 from voltana.sim.run.config import SimConfig
 from voltana.sim.run.simulate import engine, rare_garbage_collection
 from voltana.sim.serving.recorder import Recorder
-from voltana.state import Decision, InstanceLoad, LoadSnapshot, RequestInfo
+from voltana.sim.serving.spec import ClusterSpec
+from voltana.state import Decision, InstanceLoad, LoadSnapshot, PrefillPlan, RequestInfo
 
 RUN = ("rps=75", "duration_s=6", "seed=13")
 STATES = 300
@@ -65,6 +67,21 @@ class Timed:
         return answer
 
 
+class TimedScheduler:
+    """The same for a prefill scheduler."""
+
+    def __init__(self, scheduler: Any, spent_ns: list[int]) -> None:
+        self._scheduler = scheduler
+        self._spent_ns = spent_ns
+
+    def schedule(self, *question: Any) -> PrefillPlan:
+        """Ask, and look at the clock."""
+        started = time.perf_counter_ns()
+        answer: PrefillPlan = self._scheduler.schedule(*question)
+        self._spent_ns.append(time.perf_counter_ns() - started)
+        return answer
+
+
 def options(group: str) -> list[str]:
     """The options of a configuration group."""
     return sorted(path.stem for path in (Path(conf.__file__).parent / group).glob("*.yaml"))
@@ -74,6 +91,8 @@ def decision_costs() -> Iterator[DecisionCost]:
     """Measure one after another."""
     for policy in options("policy"):
         yield _cost(f"policy={policy}", _controllers_ns(policy))
+    for scheduler in options("scheduler"):
+        yield _cost(f"scheduler={scheduler}", _scheduler_ns(scheduler))
     for router in options("router"):
         for instances in (2, 256):
             yield _cost(f"router={router}, one of {instances}", _router_ns(router, instances))
@@ -81,15 +100,33 @@ def decision_costs() -> Iterator[DecisionCost]:
 
 def _controllers_ns(policy: str) -> list[int]:
     """Nanoseconds of every answer of a policy's controllers in a run."""
-    values = compose_sim(*RUN, f"policy={policy}")
+
+    def timed(spec: ClusterSpec, spent_ns: list[int]) -> ClusterSpec:
+        prefill, decode = (
+            [Timed(controller, spent_ns) for controller in controllers]
+            for controllers in (spec.prefill_controllers, spec.decode_controllers)
+        )
+        return replace(spec, prefill_controllers=prefill, decode_controllers=decode)
+
+    return _run_ns(timed, f"policy={policy}")
+
+
+def _scheduler_ns(scheduler: str) -> list[int]:
+    """Nanoseconds of every answer of a prefill scheduler in a run."""
+
+    def timed(spec: ClusterSpec, spent_ns: list[int]) -> ClusterSpec:
+        return replace(spec, prefill_router=TimedScheduler(spec.prefill_router, spent_ns))
+
+    return _run_ns(timed, "policy=voltana_next", f"scheduler@policy.prefill_router={scheduler}")
+
+
+def _run_ns(timed: Callable[[ClusterSpec, list[int]], ClusterSpec], *overrides: str) -> list[int]:
+    """Nanoseconds of every answer of those parts of a run that are timed."""
+    values = compose_sim(*RUN, *overrides)
     config = parse(SimConfig, values)
     builder = RunBuilder(config)
-    spec, spent_ns = builder.cluster(), list[int]()
-    prefill, decode = (
-        [Timed(controller, spent_ns) for controller in controllers]
-        for controllers in (spec.prefill_controllers, spec.decode_controllers)
-    )
-    spec = replace(spec, prefill_controllers=prefill, decode_controllers=decode)
+    spent_ns: list[int] = []
+    spec = timed(builder.cluster(), spent_ns)
     with tempfile.TemporaryDirectory() as folder, RecordWriter(Path(folder), values) as writer:
         recorder = Recorder(writer, builder.slo, {})
         cluster = engine(config.engine)(spec, builder.requests(), recorder, writer.instance)

@@ -19,6 +19,11 @@ def test_every_answer_of_a_run_is_timed(policy: str) -> None:
     assert len(spent_ns) >= 4 and min(spent_ns) > 0
 
 
+def test_every_answer_of_a_scheduler_is_timed() -> None:
+    spent_ns = bench._scheduler_ns("queue")
+    assert len(spent_ns) > 6 * 75 and min(spent_ns) > 0
+
+
 def test_a_router_is_timed_on_the_states_that_take_longest() -> None:
     cost = bench._cost("router=ecoroute, one of 2", bench._router_ns("ecoroute", 2))
     assert cost.answers == bench.STATES
