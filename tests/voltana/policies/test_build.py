@@ -265,7 +265,7 @@ def test_every_part_we_ship_says_what_it_is(group: str) -> None:
 
 def test_every_rival_says_what_is_fitted_by_us() -> None:
     targets = {str(yaml.safe_load(path.read_text()).get("_target_")) for path in (CONF / "frequency").glob("*.yaml")}
-    ours = ("ecofreq", "ecofreq_online", "queue", "static", "oracle")
+    ours = ("ecofreq", "ecofreq_online", "pace", "queue", "static", "oracle")
     rivals = sorted(target for target in targets if target.startswith("voltana.") and target.split(".")[2] not in ours)
     assert len(rivals) >= 10
     for target in rivals:
