@@ -53,6 +53,7 @@ POLICIES = {
     "next_queue": Line("#88CCEE", "D"),
     "next_triage": Line("#44AA99", "D"),
     "next_pack": Line("#CC6677", "D"),
+    "next_pace": Line("#882255", "D"),
     "offline": Line("#44AA99", "v"),
     "online": Line("#CC6677", "v"),
     "window_0.1s": Line("#44AA99", "^"),

@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Callable, Sequence
+from random import Random
 from typing import Any, NamedTuple
 
 import pytest
@@ -9,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from voltana.errors import UserError
+from voltana.policies.forecast import Demand, capacity
 from voltana.policies.pace import Pace
 from voltana.policies.pack import Pack
 from voltana.policies.queue import DeadlineQueue, QueueClock
@@ -238,6 +240,8 @@ def pace(**changes: Any) -> Pace:
         "knee_mhz": KNEE,
         "budget": 0.6,
         "limit": 0.9,
+        "forecast": None,
+        "rate_memory_s": 10.0,
         "memory_s": 5.0,
         "hold_s": 0.25,
         "settle_s": 0.05,
@@ -260,6 +264,64 @@ def pace(**changes: Any) -> Pace:
 )
 def test_a_tight_budget_up_to_the_knee_and_a_wide_one_above(batch: int, clock: int) -> None:
     assert pace().decide(snapshot(batch, 100 * batch)).clock_mhz == clock
+
+
+@given(st.floats(1, 2000), st.floats(0.02, 0.2), st.sampled_from(list(SPEED)))
+def test_what_decode_can_make_is_that_of_the_largest_batch_within_the_limit(
+    tokens: float, limit_s: float, clock: int
+) -> None:
+    planes = [Plane(0.010 * SPEED[clock], 0.0002 * SPEED[clock], 1e-7)] * len(BIN_ENDS)
+    predictor = EcoPred((clock, 2000), [Line(0.01, 1e-4)] * 2, [planes, planes])
+    batch = min(BIN_ENDS[-1], (limit_s - planes[0].intercept_s) / (planes[0].per_request_s + 1e-7 * tokens))
+    seconds = planes[0].intercept_s + (planes[0].per_request_s + 1e-7 * tokens) * batch
+    assert capacity(predictor, clock, tokens, limit_s) == pytest.approx(batch / seconds if batch > 0 else 0.0)
+
+
+def serve(rate: float, mean: float, controller: Pace | None = None, iterations: int = 12_000) -> tuple[Demand, int]:
+    """Poisson arrivals with geometric lengths, an iteration every 20 ms; what is foreseen, and the last clock."""
+    random, demand, lefts, arrived, clock = Random(1), Demand(10.0), list[int](), 0, 0
+    for number in range(iterations):
+        while random.random() < rate * 0.02 / (1 + rate * 0.02):
+            lefts.append(1 + int(random.expovariate(1 / mean)))
+            arrived += 1
+        load = snapshot(
+            len(lefts),
+            100 * len(lefts),
+            time_s=number * 0.02,
+            arrived_requests=arrived,
+            iterations=number,
+            busy_s=number * 0.02,
+        )
+        demand.see(load)
+        if controller is not None and lefts:
+            clock = controller.decide(load).clock_mhz
+        lefts = [left - 1 for left in lefts if left > 1]
+    return demand, clock
+
+
+@pytest.mark.parametrize(("rate", "mean"), [(5, 50), (20, 200), (2, 700)])
+def test_what_is_foreseen_is_the_rate_times_the_length_while_the_batch_still_grows(rate: float, mean: float) -> None:
+    """The run is as short as 17 lives of the longest requests, so what has ended is shorter than what runs."""
+    demand, _ = serve(rate, mean)
+    assert demand.tokens_per_s == pytest.approx(rate * mean, rel=0.3)
+    assert Demand(10.0).tokens_per_s == 0.0
+
+
+def test_the_clock_rises_before_the_limit_where_the_knee_cannot_bear_what_is_foreseen() -> None:
+    """The knee makes 4444 tokens a second within the limit (400 in 0.09 s), 1305 MHz 5000 (450)."""
+    over, within = serve(24, 200)[0].tokens_per_s, serve(12, 200)[0].tokens_per_s
+    assert within < 4444 < over
+    for forecast, rate, clock in ((1.0, 24, 1305), (1.0, 12, KNEE), (None, 24, KNEE)):
+        controller = pace(forecast=forecast)
+        controller._ratio.observe = lambda *_: None  # type: ignore[method-assign]
+        serve(rate, 200, controller)
+        later = snapshot(
+            260, 26_000, time_s=1e4, iterations=20_000, arrived_requests=controller._asked.arrived_requests
+        )
+        controller._foreseen_s = later.time_s
+        assert controller.decide(later).clock_mhz == clock
+        calm = later._replace(batch_size=240, batch_tokens=24_000)
+        assert controller.decide(calm).clock_mhz == KNEE, "the knee keeps to the budget"
 
 
 def test_an_idle_instance_goes_to_the_lowest_clock_of_the_gpu() -> None:
