@@ -9,8 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.sim.records import assert_same
+from voltana.app.bundle import build_bundle
 from voltana.errors import PolicyError
 from voltana.record import RunRecord
+from voltana.section import parse
+from voltana.sim.run.build import RunBuilder
+from voltana.sim.run.config import SimConfig
 from voltana.sim.run.simulate import simulate
 from voltana.state import Decision, InstanceLoad, LoadSnapshot, PrefillPlan, RequestInfo
 
@@ -63,6 +67,7 @@ def _mine(name: str, **parameters: Any) -> dict[str, Any]:
     return {"_target_": f"{__name__}.{name}", **parameters}
 
 
+@pytest.mark.slow
 @settings(max_examples=15, deadline=None)
 @given(
     st.sampled_from([5, 40, 120]), st.integers(1, 3), st.sampled_from(["null", 300]), st.integers(0, 999), st.booleans()
@@ -123,9 +128,6 @@ def test_a_controller_that_asks_for_a_scheduler_needs_one(values: Callable[..., 
 
 
 def test_it_sees_the_object_of_its_bundle(values: Callable[..., dict[str, Any]], tmp_path: Any) -> None:
-    from voltana.app.bundle import build_bundle
-    from voltana.sim.run.build import RunBuilder
-    from voltana.sim.run.config import SimConfig, parse
 
     parts = {"prefill_router": _mine("HoldsEach", seconds=0.1), "prefill_controller": _mine("KeepsWaits")}
     config = parse(SimConfig, _with(values("policy=static_max"), **parts))
@@ -134,6 +136,7 @@ def test_it_sees_the_object_of_its_bundle(values: Callable[..., dict[str, Any]],
     assert made[0] is made[1] is bundle.prefill_router._policy  # type: ignore[union-attr]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rps", [30, 90])
 def test_voltana_next_saves_and_nobody_starves(rps: int, values: Callable[..., dict[str, Any]], tmp_path: Any) -> None:
     """Energy up to the same moment, the idle GPUs of a run that ends sooner included."""
