@@ -23,14 +23,29 @@ if TYPE_CHECKING:
 
 def simulate() -> None:
     """voltana-sim: one simulated run, or a sweep with -m."""
-    for library in ("OPENBLAS", "OMP", "MKL"):
-        os.environ.setdefault(f"{library}_NUM_THREADS", "1")  # sweeps use the cores for runs; one run needs one
+    sim_command(_simulate, program="voltana-sim")
+
+
+def sim_command(job: Callable[[DictConfig], None], program: str) -> None:
+    """Run a command that takes the configuration of voltana-sim, and has its launcher of sweeps.
+
+    Args:
+        job: what it does with a configuration.
+        program: its name, as the user typed it.
+    """
+    one_thread_each()
     if not wants_help(sys.argv[1:]):  # which is told sooner without Hydra
         from hydra.core.plugins import Plugins
         from hydra_plugins.voltana import ProcessLauncher
 
         Plugins.instance().register(ProcessLauncher)  # Hydra's own search does not see editable installs
-    hydra_command("sim", _simulate, program="voltana-sim")()
+    hydra_command("sim", job, program=program)()
+
+
+def one_thread_each() -> None:
+    """Have numerical libraries use one thread a process, as the cores are for runs and a run needs one."""
+    for library in ("OPENBLAS", "OMP", "MKL"):
+        os.environ.setdefault(f"{library}_NUM_THREADS", "1")
 
 
 def profile() -> None:

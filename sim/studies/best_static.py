@@ -34,6 +34,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from voltana.app.terminal import plain_console
 from voltana.errors import UserError
 from voltana.files import write_whole
+from voltana.sim.run.commands import one_thread_each
 from voltana.state import Phase
 
 if TYPE_CHECKING:
@@ -360,8 +361,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, help="policy file to write")
     parser.add_argument("overrides", nargs="*", help="as of voltana-sim, for instance rps=50 model=qwen3_32b")
     chosen = parser.parse_args(words)
-    for library in ("OPENBLAS", "OMP", "MKL"):
-        os.environ.setdefault(f"{library}_NUM_THREADS", "1")  # the cores are for runs
+    one_thread_each()
     try:
         values = compose(chosen.overrides)
         found = find(values, chosen.tolerance, chosen.target, chosen.lowest, plain_console(stderr=True))

@@ -11,18 +11,17 @@ names the cap, and a run record per cap.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from voltana.app.cli import hydra_command
 from voltana.app.terminal import plain_console
 from voltana.errors import UserError
 from voltana.files import write_whole
 from voltana.policies.build import shipped
 from voltana.section import parse
+from voltana.sim.run.commands import sim_command
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -146,13 +145,7 @@ def working_draw_w(folder: Path) -> float:
 
 def main() -> None:
     """The command: calibrate, print, write."""
-    for library in ("OPENBLAS", "OMP", "MKL"):
-        os.environ.setdefault(f"{library}_NUM_THREADS", "1")
-    from hydra.core.plugins import Plugins
-    from hydra_plugins.voltana import ProcessLauncher
-
-    Plugins.instance().register(ProcessLauncher)
-    hydra_command("sim", _calibrate, program="voltana.sim.studies.power_cap")()
+    sim_command(_calibrate, program="voltana.sim.studies.power_cap")
 
 
 def _calibrate(config: DictConfig) -> None:

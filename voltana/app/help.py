@@ -138,8 +138,14 @@ def _choice_lines(groups: Mapping[str, Mapping[str, str]], chosen: Mapping[str, 
                 start + textwrap.shorten(_first_sentence(_opening(text)), WIDTH - len(start), placeholder=" ...")
             )
         lines += [line for told in _nested(groups[group]) for line in _wrapped(" " * (left + 4), told)]
-    lines += [line for word, options in parts for line in (f"  {word}:", *_wrapped(" " * (left + 4), options))]
+    lines += [line for word, options in parts for line in _part_lines(word, options, " " * (left + 4))]
     return "\n".join(line.rstrip() for line in lines)
+
+
+def _part_lines(word: str, options: str, indent: str) -> list[str]:
+    """Where a choice goes and what there is, in one line if that holds it."""
+    both = f"  {word}: {options}"
+    return [both] if len(both) <= WIDTH else [f"  {word}:", *_wrapped(indent, options)]
 
 
 def _nested(options: Iterable[str]) -> list[str]:

@@ -128,6 +128,8 @@ class DeadlineQueue:
             Prompt(place, each.request_id, each.prompt_tokens, each.arrival_s + self._allowed_s)
             for place, each in enumerate(waiting)
         ]
+        if self._late is not None:
+            self._late.forget_all_but(prompt.request_id for prompt in queue)
         free_s = [time_s if not load.requests else self._free_s(i, time_s, load) for i, load in enumerate(instances)]
         sends: list[tuple[int, int]] = []
         ask_at_s = None

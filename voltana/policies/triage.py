@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Protocol, TypeVar
 
 from voltana import checks
@@ -43,6 +43,10 @@ class LateQueue:
     def add(self, request_id: int) -> None:
         """Give a request up."""
         self._ids.add(request_id)
+
+    def forget_all_but(self, request_ids: Iterable[int]) -> None:
+        """Those that still wait; whatever has become of others, they do not come back."""
+        self._ids.intersection_update(request_ids)
 
     def take(self, late: Sequence[Prompt], tokens: int, room: int) -> list[Prompt]:
         """The late prompts that join a batch, first come, first served.

@@ -160,6 +160,14 @@ def test_late_prompts_take_what_nobody_else_wants() -> None:
     assert behind.take([Sized(400), Sized(400)], 1000, 900) == [Sized(400), Sized(400)]
 
 
+def test_what_was_given_up_is_remembered_only_while_it_waits() -> None:
+    behind = LateQueue(0.3)
+    for number in (1, 2):
+        behind.add(number)
+    behind.forget_all_but([2, 3])
+    assert [number in behind for number in (1, 2, 3)] == [False, True, False]
+
+
 def clock_of(central: object) -> QueueClock:
     return QueueClock(CLOCKS, central, 0, idle_s=1.0, settle_s=0.0)  # type: ignore[arg-type]
 
