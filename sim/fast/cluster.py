@@ -81,9 +81,7 @@ class FastCluster(RequestFlow[FastInstance]):
                 instance.start()
         if self._spec.senses_power:
             self._sense()
-        drift = self._spec.drift
-        if drift is not None:
-            self._events.at(max(drift.at_s, self._events.now), partial(self._become, drift.plant))
+        self._plan_drift()
 
     def _sense(self) -> None:
         """A period of the power sensors begins."""

@@ -21,7 +21,7 @@ from voltana.sim.serving.job import Job
 from voltana.sim.serving.limits import Setting
 from voltana.sim.serving.meter import Meter
 from voltana.sim.serving.prefill import PrefillInstance
-from voltana.sim.serving.spec import Drift, bind_truth
+from voltana.sim.serving.spec import bind_truth
 from voltana.state import FrequencyController
 
 
@@ -105,8 +105,7 @@ class Cluster(RequestFlow[InstanceProcess]):
             process.start()
         if self._spec.senses_power:
             self._env.process(self._sense())
-        if self._spec.drift is not None:
-            self._env.process(self._drift(self._spec.drift))
+        self._plan_drift()
 
     def _sense(self) -> Generator[simpy.Event, object, None]:
         """The power sensors publish, period after period."""
@@ -117,10 +116,6 @@ class Cluster(RequestFlow[InstanceProcess]):
             yield self._env.timeout(began_s + sensor.period_s - self._env.now)
             self._sensors.publish(self._energies())
             began_s = self._env.now
-
-    def _drift(self, drift: Drift) -> Generator[simpy.Event, object, None]:
-        yield self._env.timeout(max(0.0, drift.at_s - self._env.now))
-        self._become(drift.plant)
 
     def _at(self, time_s: float, then: Callable[[], None]) -> None:
         self._env.process(self._wait(time_s - self._env.now, then))

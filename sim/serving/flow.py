@@ -121,10 +121,20 @@ class RequestFlow(ABC, Generic[AnyDriven]):
         """What each instance has used so far."""
         return [instance.energy_j for instance in self._instances]
 
-    def _become(self, plant: Plant) -> None:
-        """All GPUs turn into others."""
-        for instance in self._instances:
-            instance.become(plant)
+    def _plan_drift(self) -> None:
+        """Have all GPUs turn into others at the time of the drift; one before the start is over when work begins."""
+        drift = self._spec.drift
+        if drift is None:
+            return
+
+        def become() -> None:
+            for instance in self._instances:
+                instance.become(drift.plant)
+
+        if drift.at_s > self.now_s:
+            self._at(drift.at_s, become)
+        else:
+            become()
 
     def _arrive(self, job: Job) -> None:
         """A request comes in; one that no cache could hold fails."""

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from tests.sim.records import assert_same, assert_same_table
@@ -61,8 +61,23 @@ def _both(values: Values, tmp_path_factory: pytest.TempPathFactory) -> Callable[
     return go
 
 
+EARLY_DRIFT = {
+    "policy": "oracle",
+    "rps": 1,
+    "requests": 1,
+    "cluster.prefill_instances": 1,
+    "cluster.decode_instances": 1,
+    "front_end.leg_s": 0.0,
+    "drift": "slow_and_hot",
+    "drift.at_s": 0.4,
+    "seed": 0,
+}
+"""The first request comes at 0.8 s."""
+
+
 @pytest.mark.slow
 @settings(max_examples=60, deadline=None)
+@example(choice=EARLY_DRIFT)
 @given(choice=RUNS)
 def test_both_engines_write_the_same_record(both: Callable[..., list[RunRecord]], choice: dict[str, Any]) -> None:
     reference, fast = both(*(f"{key}={value}" for key, value in choice.items()))
