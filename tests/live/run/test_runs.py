@@ -93,11 +93,12 @@ def test_what_is_recorded_is_what_the_gpus_tell(attach: Start, checked: Checked,
     assert frame[frame.instance != "prefill-0"].clock_mhz.notna().all()
     energy, duration_s = summary["energy_j"], summary["duration_s"]
     known = {name: value for name, value in energy["per_instance"].items() if value is not None}
-    assert known == {name: pytest.approx(100 * duration_s) for name in ("prefill-1", "decode-0")}
+    close = 1e-2  # a counter is read at a moment known to the millisecond, less well where others want the processor
+    assert known == {name: pytest.approx(100 * duration_s, rel=close) for name in ("prefill-1", "decode-0")}
     assert (energy["total"], energy["prefill"], energy["decode"]) == (None, None, None)
     assert (summary["mean_power_w"], summary["energy_per_request_j"]) == (None, None)
     powers = frame[frame.instance == "decode-1"].power_w
-    assert powers.isna().any() and powers.dropna().tolist() == pytest.approx([100.0] * powers.notna().sum(), rel=1e-3)
+    assert powers.isna().any() and powers.dropna().tolist() == pytest.approx([100.0] * powers.notna().sum(), rel=close)
     assert 0.6 < summary["live"]["energy_known_share"]["decode-1"] < 0.9
     assert [note.partition(" ")[0] for note in summary["energy_notes"]] == ["prefill-0:", "decode-1:"]
     assert summary["live"]["commands_refused"]
