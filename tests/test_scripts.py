@@ -66,6 +66,7 @@ def test_a_sweep_and_its_workers_find_ours_and_the_users_policy(folder: Path) ->
     assert "mine" in run(folder, str(scripts / "voltana-compare"), "runs=runs", "columns=short")
 
 
+@pytest.mark.slow
 def test_modules_run_by_name_find_ours(folder: Path) -> None:
     assert "usage" in run(folder, sys.executable, "-m", "voltana.sim.studies.bound", "--help")
 

@@ -75,6 +75,7 @@ def test_plot_curves_and_timeline(run: Run, write_run: WriteRun, tmp_path: Path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["figures", "runs", "timeline.png"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("command", "words", "line"),
     [

@@ -19,6 +19,7 @@ def test_every_answer_of_a_run_is_timed(policy: str) -> None:
     assert len(spent_ns) >= 4 and min(spent_ns) > 0
 
 
+@pytest.mark.slow
 def test_every_answer_of_a_scheduler_is_timed() -> None:
     spent_ns = bench._scheduler_ns("queue")
     assert len(spent_ns) > 6 * 75 and min(spent_ns) > 0

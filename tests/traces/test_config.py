@@ -25,6 +25,7 @@ def build(group: str, name: str, **overrides: Any) -> Any:
     return instantiate({key: value for key, value in section.items() if key != "name"})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["sharegpt", "sharegpt_first_turns", "lmsys", "lmsys_arena", "lognormal", "fixed"])
 def test_each_trace_file_builds_a_source(name: str) -> None:
     stream = request_stream(build("trace", name), Uniform(rate=5), duration_s=2, requests=None, seed=1)
@@ -56,6 +57,7 @@ def test_without_a_model_ratio_lengths_are_those_of_the_data() -> None:
     assert OmegaConf.load(CONF / "trace" / "lmsys.yaml").scale == 1.0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("group", "name", "overrides", "message"),
     [

@@ -105,6 +105,7 @@ def test_spearman_averages_ties() -> None:
     assert spearman(np.array([1, 2, 2, 3]), np.array([1, 2, 3, 4])) == pytest.approx(0.9486832980505138)
 
 
+@pytest.mark.slow
 @needs_data
 @pytest.mark.parametrize("recipe", RECIPES, ids=TABLES)
 def test_draws_are_close_to_the_data(recipe: Recipe) -> None:

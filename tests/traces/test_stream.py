@@ -60,6 +60,7 @@ def take(
     return list(request_stream(lengths, arrivals, duration_s=None, requests=n, seed=seed, block_requests=block))
 
 
+@pytest.mark.slow
 @given(length_sources, arrival_processes, seeds, st.integers(1, 400))
 @settings(max_examples=60, deadline=None)
 def test_the_same_seed_gives_the_same_stream_whatever_the_block_size(
@@ -116,6 +117,7 @@ def test_another_rate_keeps_the_lengths_and_stretches_the_arrivals(
     assert [r.arrival_s * slow for r in first] == pytest.approx([r.arrival_s * fast for r in second])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("burstiness", [0.25, 1.0, 4.0])
 def test_gamma_gaps_have_the_stated_mean_and_variation(burstiness: float) -> None:
     requests = take(ONE, Gamma(rate=20, burstiness=burstiness), n=100_000)

@@ -87,6 +87,7 @@ def within(name: str, package: str) -> bool:
     return name == package or name.startswith(package + ".")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("package", MAY_IMPORT)
 def test_imports_follow_the_arrows(package: str) -> None:
     allowed = {package, *MAY_IMPORT[package]}
@@ -139,6 +140,7 @@ def test_the_policy_library_knows_no_world() -> None:
     assert not roots & {"simpy", "pynvml", "requests", "httpx", "aiohttp", "urllib", "http", "sglang"}
 
 
+@pytest.mark.slow
 def test_no_import_circles() -> None:
     graph = {name: imports(name) - {name} for name in ALL}
     try:

@@ -53,6 +53,7 @@ class World:
         )
 
 
+@pytest.mark.slow
 @given(st.data(), st.integers(1, 4), st.integers(1, 30))
 def test_every_request_is_sent_once_in_the_order_of_the_plan(data: st.DataObject, instances: int, count: int) -> None:
     planned: list[tuple[int, int]] = []

@@ -382,6 +382,7 @@ def test_a_newer_command_takes_the_place_of_one_that_failed(start: Start, connec
     assert owner.calls == [(0, "lock", 1005), (0, "lock", 600)]
 
 
+@pytest.mark.slow
 def test_what_can_never_be_is_not_tried_again(start: Start, connect: Start) -> None:
     owner = start()
     clocks = connect(owner.socket)
@@ -392,6 +393,7 @@ def test_what_can_never_be_is_not_tried_again(start: Start, connect: Start) -> N
     assert owner.calls == [(0, "lock", 1005)]
 
 
+@pytest.mark.slow
 def test_nothing_is_made_again_for_a_client_that_left(start: Start, connect: Start, wait_until: Start) -> None:
     owner = start()
     clocks = connect(owner.socket)
@@ -420,6 +422,7 @@ def test_a_command_that_met_a_driver_that_hangs_is_obeyed_when_it_is_back(start:
     assert owner.gpus[1].clock_mhz() == 600
 
 
+@pytest.mark.slow
 def test_a_restore_that_fails_is_tried_again(start: Start, connect: Start, wait_until: Start) -> None:
     owner = start()
     clocks = connect(owner.socket)
@@ -472,6 +475,7 @@ def test_a_silent_client_loses_its_gpus(start: Start, wait_until: Start) -> None
     assert b"nothing was heard for 0.3 s" in rest
 
 
+@pytest.mark.slow
 def test_a_quiet_client_keeps_its_gpus_by_its_heartbeat(start: Start, connect: Start) -> None:
     owner = start(heartbeat_s=0.3)
     clocks = connect(owner.socket)

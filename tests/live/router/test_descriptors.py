@@ -82,6 +82,7 @@ async def test_the_soft_limit_is_raised(cluster: Any) -> None:
         c.router.port = own
 
 
+@pytest.mark.slow
 async def test_a_shortage_at_work_is_answered_with_503(cluster: Any) -> None:
     async with cluster() as c:
         own = c.router.port

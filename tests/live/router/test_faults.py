@@ -161,6 +161,7 @@ async def test_interim_answers_are_passed_over_up_to_a_bound(cluster: Any, inter
         assert answer.body.endswith(b"[DONE]\n\n") if status == 200 else "bad HTTP" in answer.json["error"]["message"]
 
 
+@pytest.mark.slow
 async def test_a_silent_instance_is_a_504(cluster: Any, until: Any) -> None:
     async with cluster(first_byte_timeout_s=0.1) as c:
         c.decode[0].script = silent
@@ -259,6 +260,7 @@ async def test_a_full_router_queues_then_refuses(cluster: Any, until: Any) -> No
         assert c.router.core.in_flight == 0
 
 
+@pytest.mark.slow
 async def test_a_queued_request_can_leave_or_wait_too_long(cluster: Any, until: Any) -> None:
     async with cluster(max_in_flight=1, queue_timeout_s=0.1) as c:
         c.decode[0].script = silent
@@ -314,6 +316,7 @@ async def test_a_slow_client_slows_the_instance_not_the_router(cluster: Any, unt
         sock.close()
 
 
+@pytest.mark.slow
 async def test_a_client_that_stalls_for_good_is_dropped(cluster: Any, until: Any) -> None:
     async def floods(double: Any, request: Any, writer: Any) -> None:
         double.begin_stream(writer)

@@ -198,6 +198,7 @@ async def test_held_bodies_are_bounded_all_together(cluster: Any, until: Any) ->
         await until(lambda: c.router._buffered.held == 0)
 
 
+@pytest.mark.slow
 async def test_slow_headers_and_bodies_are_closed(cluster: Any) -> None:
     async with cluster(header_timeout_s=0.05, body_timeout_s=0.05, keep_alive_s=0.05) as c:
         headers, body, idle = await c.wire(), await c.wire(), await c.wire()

@@ -117,6 +117,7 @@ def test_routers_that_choose_at_arrival(
     assert_same(reference, fast)
 
 
+@pytest.mark.slow
 def test_answers_of_one_token_leave_an_idle_instance_idle(both: Callable[..., list[RunRecord]], tmp_path: Path) -> None:
     trace = tmp_path / "trace.csv"
     rows = [(0.0, 900, 40), *((1.0 + 1.7 * i, 50, 1) for i in range(8)), (16.0, 900, 40)]

@@ -83,6 +83,7 @@ def test_the_seed_of_the_run_decides_what_agft_does(run: Run) -> None:
     assert first.instances().equals(again.instances())
 
 
+@pytest.mark.slow
 def test_under_the_governor_work_never_waits_for_the_clock_and_idle_time_is_spent_at_the_lowest(run: Run) -> None:
     """With its boost it keeps the highest clock; without, the lowest when idle."""
     setting = ("requests=30", "rps=2", "duration_s=20")

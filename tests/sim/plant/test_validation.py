@@ -48,5 +48,6 @@ def test_errors_stay_within_their_targets(group: str, most: float) -> None:
         assert error is None or error <= most
 
 
+@pytest.mark.slow
 def test_nothing_of_the_step_latencies_is_fitted() -> None:
     assert all(line.fitted_rows == 0 for group, line in calibration()[1].items() if group.startswith("step"))

@@ -127,6 +127,7 @@ def test_columns_of_any_name_can_be_stated(call: Call, tmp_path: Path) -> None:
     assert RunRecord(tmp_path / "run").requests().arrival_s.to_list() == [0.0, 0.5]
 
 
+@pytest.mark.slow
 def test_what_was_asked_for_is_recorded_beside_what_arrived(call: Call, tmp_path: Path) -> None:
     outcome = call(voltana.sim.run.commands.simulate, *SMALL, "arrival=uniform", "hydra.run.dir=run")
     assert "voltana, 20 requests/s, seed 13" in outcome.out
@@ -328,6 +329,7 @@ def test_a_run_that_fails_takes_no_other_with_it(call: Call, tmp_path: Path, mon
     assert [record.folder.name for record in find_records([tmp_path / "sweep"])] == ["4", "5"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "says"),
     [
@@ -356,6 +358,7 @@ def test_a_damaged_cached_predictor_is_fitted_again(
     assert kept.read_text() == whole
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("out", ["/dev/full", "/proc/out.csv"])
 def test_output_that_cannot_be_written_is_one_line(call: Call, tmp_path: Path, out: str) -> None:
     quick = ("profile.clocks_mhz=[1005,1410]", "profile.decode.max_batch=32", "profile.prefill.samples=8")

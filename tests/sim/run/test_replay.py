@@ -104,6 +104,7 @@ def differing(one: Any, other: Any, place: str = "") -> Iterator[tuple[str, Any]
         yield place, other
 
 
+@pytest.mark.slow
 def test_objectives_of_another_choice_are_of_the_records_model(live: RunRecord) -> None:
     relaxed = compose_sim(f"replay={live.folder}", "slo=relaxed")["slo"]
     assert relaxed == compose_sim("model=qwen3_32b", "slo=relaxed")["slo"]

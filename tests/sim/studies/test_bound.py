@@ -103,6 +103,7 @@ def test_no_pair_of_clocks_uses_less(tmp_path: Path, choice: dict[str, Any], pla
 some_requests = st.lists(st.tuples(st.integers(1, 900), st.integers(1, 40)), min_size=1, max_size=30)
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(
     lengths=some_requests,
@@ -157,6 +158,7 @@ def test_it_is_tight_where_a_best_schedule_is_known(plant: Plant) -> None:
     assert 0.95 * excess_j < bound.prefill_j + bound.decode_j
 
 
+@pytest.mark.slow
 def test_a_tighter_objective_costs_and_a_miss_saves(plant: Plant) -> None:
     requests = Requests(np.linspace(0, 3, 200), np.full(200, 300), np.full(200, 150))
     cluster = Cluster(1, 1, 16384, 1024, plant.kv_capacity_tokens)
@@ -200,6 +202,7 @@ def test_decode_costs_are_those_of_the_plant(
         assert (seconds, joules) == pytest.approx((step.duration_s, excess_j), rel=1e-9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("overrides", [(), ("model=qwen3_32b",), EAGER])
 @settings(max_examples=40, deadline=None)
 @given(
@@ -223,6 +226,7 @@ def test_prefill_costs_are_at_most_those_of_the_plant(
     assert all(a + 1 == b for a, b in zip(costs.last, costs.first[1:], strict=False))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("overrides", [(), ("model=qwen3_32b",), ("model=ministral_3b",)])
 def test_what_the_proof_takes_for_granted(overrides: tuple[str, ...]) -> None:
     """Idle power rises with the clock; time does not fall with KV tokens, nor prefill with tokens."""

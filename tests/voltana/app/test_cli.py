@@ -180,6 +180,7 @@ def test_a_run_that_went_wrong_has_a_status_of_its_own(run: Run, also_refused: b
     assert err.endswith(f"the first: job 0 (rps=1): {line}")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("raised", "status"),
     [
@@ -233,6 +234,7 @@ def test_interrupt(run: Run, words: tuple[str, ...]) -> None:
     assert run(*words, job=job) == (130, "", "voltana-sim: interrupted\n")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("words", [(), ("-m", "rps=1,2")], ids=["single", "multirun"])
 @pytest.mark.parametrize("bug", [ValueError, OSError, KeyError])
 def test_a_bug_is_raised_as_it_is(run: Run, bug: type[Exception], words: tuple[str, ...]) -> None:

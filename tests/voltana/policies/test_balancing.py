@@ -73,6 +73,7 @@ states = st.lists(
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", BALANCERS)
 @given(calls=st.lists(states, min_size=1, max_size=5))
 def test_the_answer_is_always_a_candidate(make: Callable[[], Router], calls: list[list[InstanceLoad]]) -> None:

@@ -200,6 +200,7 @@ def scheduler(offers: Offers) -> Any:
     return build_policy("policy.x", composed("policy=voltana_next")["prefill_router"], offers)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("hydra")
 @pytest.mark.parametrize("name", options("frequency"))
 @pytest.mark.parametrize("phase", ["prefill", "decode"])
@@ -218,6 +219,7 @@ def test_every_router_we_ship_builds(offers: Offers, name: str, phase: str) -> N
     assert_routes(build_policy("policy.x", config, offers | {"phase": lambda: phase}))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("hydra")
 @pytest.mark.parametrize("name", options("policy"))
 def test_every_bundle_we_ship_composes_and_builds(offers: Offers, clocks: tuple[int, ...], name: str) -> None:

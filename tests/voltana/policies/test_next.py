@@ -315,6 +315,7 @@ def test_what_is_foreseen_is_the_rate_times_the_length_while_the_batch_still_gro
     assert Demand(10.0).tokens_per_s == 0.0
 
 
+@pytest.mark.slow
 def test_the_clock_rises_before_the_limit_where_the_knee_cannot_bear_what_is_foreseen() -> None:
     """The knee makes 4444 tokens a second within the limit (400 in 0.09 s), 1305 MHz 5000 (450)."""
     over, within = serve(24, 200)[0].tokens_per_s, serve(12, 200)[0].tokens_per_s

@@ -84,6 +84,7 @@ def test_a_cap_that_is_never_released_holds_for_ever() -> None:
     assert set(decisions) == {Decision(1410, holds_below_tokens=math.inf, power_cap_w=250)}
 
 
+@pytest.mark.slow
 @given(st.lists(st.floats(0.001, 0.2), max_size=40))
 def test_a_cap_that_may_be_released_promises_nothing(latencies_s: list[float]) -> None:
     decisions, _ = answers(cap(), latencies_s)

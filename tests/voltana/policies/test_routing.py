@@ -318,6 +318,7 @@ near_the_boundaries = st.lists(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=150)
 @given(
     calls=st.lists(st.tuples(requests, near_the_boundaries), min_size=1, max_size=4),

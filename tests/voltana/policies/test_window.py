@@ -92,6 +92,7 @@ def test_a_window_without_work_leads_to_the_lowest_level() -> None:
     assert clocks(controller, (5.2, 900), (10.0, 900), (10.2, 900)) == [1005, 1005, 1410]
 
 
+@pytest.mark.slow
 @given(st.lists(st.tuples(st.floats(0.001, 3), st.integers(1, 1000)), min_size=1, max_size=40))
 def test_changes_are_never_closer_than_a_window(steps: list[tuple[float, int]]) -> None:
     controller, now, chosen, changed_s = window(), 0.0, 1410, 0.0

@@ -111,6 +111,7 @@ def test_the_same_seed_gives_the_same_predictor(profile: list[Sample]) -> None:
     assert other.about != first.about
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", [0, 2**32 + 3])
 def test_any_seed_rejects_outliers(profile: list[Sample], seed: int) -> None:
     predictor = fit_ecopred(disturbed(profile, copies=4, noise=0, outliers=0.05), seed=seed)

@@ -93,6 +93,7 @@ DECODE = DecodeServing(max_requests=1024, reserve_tokens=8, kv_tokens="auto")
 TRACE = [(0.011 * (i // 3) + 0.001 * i, 40 + (i * 577) % 1500, 1 + (i * 211) % 190) for i in range(90)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("prefill", "decode"),
     [

@@ -45,6 +45,7 @@ def test_a_half_waits_for_the_other(run: Run, client: Any, first: str) -> None:
     run(check)
 
 
+@pytest.mark.slow
 def test_a_half_without_the_other_times_out(run: Run, client: Any) -> None:
     async def check(cluster: EmulatedCluster) -> None:
         body = client.paired(cluster, {"text": "a", "prompt": "a"})
@@ -62,6 +63,7 @@ def test_a_half_without_the_other_times_out(run: Run, client: Any) -> None:
     run(check, pair_timeout_s=0.2)
 
 
+@pytest.mark.slow
 def test_a_client_that_leaves_clears_its_request(run: Run, client: Any) -> None:
     async def check(cluster: EmulatedCluster) -> None:
         prefill, decode = cluster.endpoints.values()
@@ -88,6 +90,7 @@ def test_a_client_that_leaves_clears_its_request(run: Run, client: Any) -> None:
     run(check)
 
 
+@pytest.mark.slow
 def test_a_decode_client_that_leaves_early_fails_the_prefill_half(run: Run, client: Any) -> None:
     async def check(cluster: EmulatedCluster) -> None:
         prefill, decode = cluster.endpoints.values()
@@ -111,6 +114,7 @@ def test_a_decode_client_that_leaves_early_fails_the_prefill_half(run: Run, clie
     run(check)
 
 
+@pytest.mark.slow
 def test_a_dead_prefill_server_fails_what_waits_for_it(run: Run, client: Any) -> None:
     async def check(cluster: EmulatedCluster) -> None:
         prefill, decode = cluster.endpoints.values()
@@ -129,6 +133,7 @@ def test_a_dead_prefill_server_fails_what_waits_for_it(run: Run, client: Any) ->
     run(check)
 
 
+@pytest.mark.slow
 def test_a_room_is_for_one(run: Run, client: Any) -> None:
     async def check(cluster: EmulatedCluster) -> None:
         prefill, decode = cluster.endpoints.values()
@@ -166,6 +171,7 @@ def test_overload_is_a_backlog_that_is_worked_off(run: Run, client: Any) -> None
     run(check, prefill={"max_tokens": 1500})
 
 
+@pytest.mark.slow
 def test_a_full_queue_refuses(run: Run, client: Any) -> None:
     async def check(cluster: EmulatedCluster) -> None:
         prefill = cluster.endpoints["prefill-0"]

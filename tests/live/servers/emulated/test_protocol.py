@@ -99,6 +99,7 @@ def test_prefill_answers_with_the_first_token(run: Run, client: Any) -> None:
     run(check)
 
 
+@pytest.mark.slow
 def test_openai_logprobs(run: Run, client: Any) -> None:
     async def check(cluster: EmulatedCluster) -> None:
         body = {"prompt": "a b", "max_tokens": 3, "logprobs": 1}
@@ -113,6 +114,7 @@ def test_openai_logprobs(run: Run, client: Any) -> None:
     run(check)
 
 
+@pytest.mark.slow
 def test_batches(run: Run, client: Any) -> None:
     async def check(cluster: EmulatedCluster) -> None:
         sampling = [{"max_new_tokens": 2}, {"max_new_tokens": 4}]
@@ -132,6 +134,7 @@ def test_batches(run: Run, client: Any) -> None:
     run(check)
 
 
+@pytest.mark.slow
 def test_stream_interval_sends_the_same_in_fewer_chunks(run: Run, client: Any) -> None:
     async def check(cluster: EmulatedCluster) -> None:
         body = {"prompt": "a b", "max_tokens": 10}
@@ -144,6 +147,7 @@ def test_stream_interval_sends_the_same_in_fewer_chunks(run: Run, client: Any) -
     run(check, stream_interval=4)
 
 
+@pytest.mark.slow
 def test_information(run: Run, client: Any) -> None:
     async def check(cluster: EmulatedCluster) -> None:
         prefill, decode = cluster.endpoints["prefill-0"], cluster.endpoints["decode-0"]
@@ -188,6 +192,7 @@ def test_refusals_reach_the_client(run: Run, client: Any, path: str) -> None:
     run(check, decode={"kv_tokens": 1500})
 
 
+@pytest.mark.slow
 def test_connections_are_kept_and_requests_on_them_answered_in_turn(run: Run, client: Any) -> None:
     async def check(cluster: EmulatedCluster) -> None:
         decode = cluster.endpoints["decode-0"]
