@@ -76,6 +76,8 @@ def _explain(kind: type[Section], key: str, error: ValidationError) -> str:
     place = ".".join([key, *names] if key else names)
     if first["type"] == "extra_forbidden":
         return f"{place}: unknown key; allowed: {', '.join(_keys(kind, names[:-1]))}"
+    if first["type"] == "missing" and isinstance(first["loc"][-1], int):
+        return f"{place}: found {first['input']!r}, allowed: {first['loc'][-1] + 1} values"
     if first["type"] == "missing":
         return f"{place}: missing; it has no default"
     if first["type"] == "model_type":
