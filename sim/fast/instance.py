@@ -157,8 +157,7 @@ class FastInstance(ABC):
     def put_in_force(self, setting: Setting) -> None:
         """The same where nothing is under way."""
         self.clock_mhz = setting.clock_mhz
-        cap = setting.power_cap_w
-        self.limit_w = None if cap is None else cap * self.plant.model.tp
+        self.limit_w = setting.limit_w(self.plant.model.tp)
 
     def _publish(self) -> None:
         """Tell routers how the instance stands."""

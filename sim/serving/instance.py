@@ -131,8 +131,7 @@ class Instance(ABC):
     def apply(self, setting: Setting) -> None:
         """A setting comes into force; `change` has it take effect."""
         self.setting = setting
-        cap = setting.power_cap_w
-        self.limit_w = None if cap is None else cap * self.plant.model.tp
+        self.limit_w = setting.limit_w(self.plant.model.tp)
 
     def idle_s(self, now_s: float) -> float:
         """Time since the last iteration ended, infinite before the first; 0 while there is a batch."""

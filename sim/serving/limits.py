@@ -30,6 +30,10 @@ class Setting(NamedTuple):
     power_cap_w: float | None = None
     """Of one GPU; None: its own limit."""
 
+    def limit_w(self, gpus: int) -> float | None:
+        """The cap of a group of so many GPUs together, W; None: their own limit."""
+        return None if self.power_cap_w is None else self.power_cap_w * gpus
+
     @classmethod
     def of(cls, decision: Decision) -> Setting:
         """What a decision commands."""
