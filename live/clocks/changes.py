@@ -11,6 +11,7 @@ import msgspec
 
 from voltana.errors import UserError
 from voltana.live.clocks.device import Driver, GpuDevice
+from voltana.live.clocks.hold import GpuHolds
 
 
 class Change(msgspec.Struct, forbid_unknown_fields=True):
@@ -108,12 +109,19 @@ class Changes:
         draft.replace(self._path)
 
 
-def undo_left_behind(driver: Driver, changes: Changes) -> list[str]:
-    """Restore what a previous owner left changed; returns a line for each GPU: restored, or why not."""
+def undo_left_behind(driver: Driver, changes: Changes, holds: GpuHolds) -> list[str]:
+    """Restore what a previous owner left changed; returns a line for each GPU: restored, or why not.
+
+    Args:
+        driver: of the GPUs.
+        changes: loaded.
+        holds: of this process; a GPU that somebody else holds meanwhile is left to that.
+    """
     lines = []
     for change in changes.all():
         try:
-            change.undo(driver.find(change.uuid))
+            with holds.borrowed(change.gpu, change.uuid):
+                change.undo(driver.find(change.uuid))
         except Exception as error:  # whatever one GPU does, the others are to be restored
             lines.append(f"GPU {change.gpu}: a previous owner left it changed; not restored: {error}")
         else:
@@ -123,7 +131,7 @@ def undo_left_behind(driver: Driver, changes: Changes) -> list[str]:
 
 
 class OwnerLock:
-    """Held for the life of an owner: one per folder, and with the standard folder one per host.
+    """Held for the life of an owner: one per folder. That a GPU has one owner is kept by `GpuHolds`.
 
     Raises:
         UserError: another owner holds it.

@@ -27,6 +27,7 @@ from voltana.live.clocks.absent import AbsentDriver
 from voltana.live.clocks.access import PROGRAM
 from voltana.live.clocks.changes import Changes, OwnerLock, undo_left_behind
 from voltana.live.clocks.device import DeviceError, Driver, GpuDevice
+from voltana.live.clocks.hold import GpuHolds
 from voltana.live.clocks.limits import Limits
 from voltana.live.clocks.nvml import NvmlDriver
 from voltana.live.clocks.schedule import OwnedGpu, Scheduler, TokenBucket
@@ -51,8 +52,8 @@ def restore(options: argparse.Namespace) -> int:
     if problem:
         raise UserError(f"{problem}; restore by hand: nvidia-smi --reset-gpu-clocks")
     if changes.all():
-        driver = _driver(options)
-        _log_each(undo_left_behind(driver, changes))
+        driver = _driver(options, folder)
+        _log_each(undo_left_behind(driver, changes, GpuHolds()))
         driver.close()
     lock.release()
     return 3 if changes.all() else 0
@@ -65,11 +66,13 @@ def own(options: argparse.Namespace) -> int:
     gid = None if options.group is None else access.group_id(options.group)
     folder = access.prepare_folder(options.folder or access.standard_folder())
     lock = OwnerLock(folder)
-    driver = _driver(options)
+    driver = _driver(options, folder)
     devices = [_open(driver, gpu) for gpu in options.gpus]
-    changes = Changes(folder)
+    changes, holds = Changes(folder), GpuHolds()
     if not options.observe:
-        _undo_previous(driver, devices, changes)
+        for device in devices:
+            holds.take(device.info.gpu, device.info.uuid)
+        _undo_previous(driver, devices, changes, holds)
         for device in devices:
             _check_privilege(device)
     limits = Limits(changes_per_s=options.changes_per_s, heartbeat_s=options.heartbeat_s, restore_s=options.restore_s)
@@ -174,9 +177,9 @@ def _stop_event(stop_on_eof: bool) -> asyncio.Event:
     return stop
 
 
-def _driver(options: argparse.Namespace) -> Driver:
+def _driver(options: argparse.Namespace, folder: Path) -> Driver:
     if options.simulate:
-        return SimulatedDriver.of(_read_settings(options.simulate))
+        return SimulatedDriver.of(_read_settings(options.simulate), host=str(folder))
     try:
         return NvmlDriver()
     except UserError as error:
@@ -203,14 +206,14 @@ def _open(driver: Driver, gpu: int) -> GpuDevice:
         raise UserError(f"--gpus: {error}") from error
 
 
-def _undo_previous(driver: Driver, devices: Sequence[GpuDevice], changes: Changes) -> None:
+def _undo_previous(driver: Driver, devices: Sequence[GpuDevice], changes: Changes, holds: GpuHolds) -> None:
     """Restore what an owner that was killed has left; all listed GPUs if its note cannot be read."""
     problem = changes.load()
     if problem:
         log.warning("%s; restoring the clocks of all listed GPUs", problem)
         for device in devices:
             changes.suspect(device)
-    _log_each(undo_left_behind(driver, changes))
+    _log_each(undo_left_behind(driver, changes, holds))
 
 
 def _check_privilege(device: GpuDevice) -> None:

@@ -5,12 +5,12 @@ r"""What clients and the owner say to each other: one JSON object per line over 
     > {"op":"own","id":1,"group":"decode0","gpus":[2,3]}
     < {"is":"done","id":1}
     > {"op":"clock","id":2,"group":"decode0","mhz":1005}
-    < {"is":"applied","id":2,"group":"decode0","setting":"clock","value":1005,"wait_ms":0.1,"driver_ms":6.2}
+    < {"is":"applied","id":2,"group":"decode0","setting":"clock","value":1005,"found":1005,"wait_ms":0.1,...}
 
-Every request has an `id` of the client's choice, and is answered once: by "done", "applied", "superseded" (a newer
-command of the same kind took its place), "readings" or "refused"; only "feed" is answered just when it is refused. A
-command that a driver failed is "refused", and made again by the owner until a newer one takes its place: "applied"
-follows, each time that it had to be.
+Every request has an `id` of the client's choice, and is answered once: by "done", "applied" (the GPUs were read, and
+show it), "superseded" (a newer command of the same kind took its place first), "readings" or "refused"; only "feed" is
+answered just when it is refused. A command that a driver failed, or that the GPUs do not show, is "refused", and made
+again by the owner until a newer one takes its place: "applied" follows, each time that it had to be.
 "changed", "slow" and "lost" come unasked. Whoever owns GPUs and says nothing for `heartbeat_s` loses them; "ping" is
 enough.
 """
@@ -129,19 +129,23 @@ class Done(Reply, tag="done", frozen=True):
 
 
 class Applied(Reply, tag="applied", frozen=True):
-    """A command has been executed on every GPU of its group."""
+    """A command is in force on every GPU of its group: read after it, they show no higher clock and no other cap."""
 
     group: str
     setting: Setting
     value: float | None
+    found: float | None
+    """The highest clock or power limit that was read; None where no GPU tells."""
     wait_ms: float
     """In the owner before the driver was called: other calls, the rate limit."""
     driver_ms: float
     """In the driver; zero if the setting was in force already."""
+    settle_ms: float
+    """From the driver's return, or from the command if it was in force already, until it was read."""
 
 
 class Superseded(Reply, tag="superseded", frozen=True):
-    """A newer command took the place of this one, which was never executed."""
+    """A newer command took the place of this one before it was executed, or before it was seen in force."""
 
     group: str
     setting: Setting

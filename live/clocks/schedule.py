@@ -5,6 +5,7 @@ force. What was commanded is brought into force: a call that failed is made agai
 `RETRY_MOST_S`, and what something else has changed meanwhile (`nvidia-smi`, another owner) is set again. That is seen
 by looking at the GPUs every `CHECK_S`, as far as a driver can be asked: a power limit can be read, a lock of the clock
 cannot, so that a clock above the one set is taken for a lost lock, and one below for the work of power and heat.
+"Applied" is told of a command only when such a look, after the GPUs had time to settle, has found what was set.
 """
 
 from __future__ import annotations
@@ -33,6 +34,8 @@ RETRY_S, RETRY_MOST_S = 0.5, 8.0
 """From a call that failed until it is made again: at first, and at most."""
 CHECK_S = 0.5
 """Between two looks at whether what was set is still in force."""
+SETTLE_S = 0.05
+"""From the end of a clock command until the clock is in force, where the GPU does not tell: twice an A100's."""
 HIGHER_CLOCK, OTHER_CAP_W = 0.02, 1.0
 """A clock may be read higher than it was set by this share, a power limit off by so many watts."""
 log = logging.getLogger("voltana-clocks")
@@ -82,7 +85,7 @@ class Command:
         """What a newer command takes the place of."""
         return self.setting, self.gpus
 
-    def applied(self, wait_s: float = 0.0, driver_s: float = 0.0) -> None:
+    def applied(self, wait_s: float, driver_s: float, settle_s: float, found: float | None) -> None:
         """Tell that it is in force, whatever was told before."""
         self.answered = True
         self.reply(
@@ -91,8 +94,10 @@ class Command:
                 group=self.group,
                 setting=self.setting,
                 value=self.value,
+                found=found,
                 wait_ms=wait_s * 1e3,
                 driver_ms=driver_s * 1e3,
+                settle_ms=settle_s * 1e3,
             )
         )
 
@@ -122,12 +127,23 @@ class State:
     """What the driver accepted last and nothing has changed since; None: the default, `...`: unknown."""
     in_driver: Command | None = None
     """What the driver is called for at this moment."""
+    unseen: dict[Command, tuple[float, float]] = field(default_factory=dict)
+    """Commands of what is in force that are not answered before it was seen on the GPUs: how long they waited, and the
+    time in the driver."""
     failures: int = 0
     """Calls in a row that failed, or did not last."""
     not_before_s: float = 0.0
     """No call until then."""
     set_s: float = 0.0
     """When the driver accepted it."""
+
+    @property
+    def settled_s(self) -> float:
+        """When the GPUs show it."""
+        if self.desired.setting == "power" or self.in_force is None:
+            return self.set_s
+        infos = [gpu.device.info for gpu in self.desired.gpus]
+        return self.set_s + max(SETTLE_S if info.settle_s is None else info.settle_s for info in infos)
 
     @property
     def settled(self) -> bool:
@@ -183,13 +199,10 @@ class Scheduler:
         """Bring a command into force as soon as may be, unless a newer one for the same group comes first."""
         state = self._states.setdefault(command.slot, State(command))
         older, state.desired = state.desired, command
-        if older not in (command, state.in_driver):
+        if older not in (command, state.in_driver, *state.unseen):
             older.superseded()
-        if state.settled:
-            command.applied()
-            self._checked_s = -math.inf  # it was when last looked at: look again
-            self._news.set()
-            return
+        if state.settled:  # when last looked at: look again
+            state.unseen[command] = (0.0, 0.0)
         if (stuck_s := self.stuck_for_s) is not None:
             command.refused("driver", f"the driver has not answered for {stuck_s:.0f} s")
             state.lost()
@@ -205,8 +218,9 @@ class Scheduler:
         """Drop the commands that wait for these GPUs and undo their changes; returns what could not be undone."""
         for slot in [slot for slot in self._states if set(slot[1]) & set(gpus)]:
             state = self._states.pop(slot)
-            if state.desired is not state.in_driver:
-                state.desired.superseded()
+            for command in {state.desired, *state.unseen} - {state.in_driver}:
+                command.superseded()
+            state.unseen.clear()
         failures = []
         for gpu in gpus:
             failure = await self._restore_one(gpu)
@@ -281,6 +295,8 @@ class Scheduler:
             return 0.0
         if self._reads and time.monotonic() - self._reads[0].since_s > _PATIENCE_S:
             await self._answer(self._reads.popleft())
+        if time.monotonic() - self._due_s() > _PATIENCE_S:
+            await self._look()
         state, wait_s = self._ready()
         if state is not None:
             await self._execute(state)
@@ -288,7 +304,13 @@ class Scheduler:
         if self._reads:
             await self._answer(self._reads.popleft())
             return 0.0
-        return await self._check_in_time(wait_s)
+        due_s = self._due_s() - time.monotonic()
+        if due_s <= 0.0:
+            await self._look()
+            return 0.0
+        if due_s == math.inf:
+            return wait_s
+        return due_s if wait_s is None else min(wait_s, due_s)
 
     def _ready(self) -> tuple[State | None, float | None]:
         """The first that is to be set and may be, or how long until one may."""
@@ -320,6 +342,9 @@ class Scheduler:
         for gpu in command.gpus:
             gpu.bucket.take()
         state.in_force, state.in_driver = ..., command
+        for each in state.unseen.keys() - {command}:
+            each.superseded()
+        state.unseen.clear()
         numbers = [gpu.device.info.gpu for gpu in command.gpus]
         try:
             await self._call(f"setting the {command.setting} of GPUs {numbers}", lambda: self._set(command))
@@ -335,7 +360,7 @@ class Scheduler:
         ended_s = state.set_s = time.monotonic()
         state.in_force = command.value
         for each in {command, state.desired} if state.settled else {command}:
-            each.applied(max(0.0, started_s - each.received_s), ended_s - started_s)
+            state.unseen[each] = (max(0.0, started_s - each.received_s), ended_s - started_s)
         if command.setting == "clock":
             mhz = None if command.value is None else int(command.value)
             self._tell(Changed(gpus=numbers, mhz=mhz, time_s=ended_s))
@@ -364,33 +389,66 @@ class Scheduler:
                 self._changes.before_power(devices)
                 group.set_power_limit(watts or 0.0)
 
-    # What something else changes
+    # What is in force
 
-    async def _check_in_time(self, wait_s: float | None) -> float | None:
-        """Look every `CHECK_S` whether what was set is in force; returns how long to wait at most."""
-        in_force = [state for state in self._states.values() if state.settled]
-        if not in_force:
-            return wait_s
-        due_s = self._checked_s + CHECK_S - time.monotonic()
-        if due_s > 0.0:
-            return due_s if wait_s is None else min(wait_s, due_s)
-        await self._call("looking at what is in force", lambda: self._look(in_force))
-        self._checked_s = time.monotonic()
-        return 0.0
+    def _due_s(self) -> float:
+        """When to look at the GPUs next; infinity: not at all."""
+        in_force = [state for state in self._states.values() if state.in_force is not ...]
+        unseen = [state.settled_s for state in in_force if state.unseen]
+        return min([*unseen, *([self._checked_s + CHECK_S] if in_force else [])], default=math.inf)
 
-    def _look(self, states: Sequence[State]) -> None:
-        """In the driver's thread."""
-        for state in states:
-            if time.monotonic() < state.set_s + CHECK_S:  # it may not have settled
+    async def _look(self) -> None:
+        """See whether what was set is in force: tell it, or set it again."""
+        now_s = time.monotonic()
+        states = [state for state in self._states.values() if state.in_force is not ... and state.settled_s <= now_s]
+        if now_s < self._checked_s + CHECK_S:
+            states = [state for state in states if state.unseen]
+        else:
+            self._checked_s = now_s
+        asked = [dict(state.unseen) for state in states]
+        if not states:
+            return
+        found = await self._call("looking at what is in force", lambda: list(map(self._found, states)))
+        for state, commands, (values, changed) in zip(states, asked, found, strict=True):
+            if self._states.get(state.desired.slot) is not state:
+                continue  # given back meanwhile
+            if changed:
+                self._changed(state, "; ".join(changed))
                 continue
-            found = [each for gpu in state.desired.gpus if (each := _changed(gpu.device, state)) is not None]
-            if found:
-                log.warning("%s; something else has changed it, it is set again", "; ".join(found))
-                state.lost()
-                if state.failures == 1:
-                    state.not_before_s = 0.0  # the first time at once
-            else:
-                state.failures = 0
+            state.failures = 0
+            for command in commands.keys() & state.unseen.keys():
+                wait_s, driver_s = state.unseen.pop(command)
+                settle_s = time.monotonic() - max(state.set_s, command.received_s)
+                command.applied(wait_s, driver_s, settle_s, max(values, default=None))
+
+    def _changed(self, state: State, message: str) -> None:
+        """What was set is not there any more, or never was."""
+        log.warning("%s; it is set again", message)
+        if state.failures:
+            for command in state.unseen:
+                command.refused("driver", message)
+            state.unseen.clear()
+        state.lost()
+        if state.failures == 1:
+            state.not_before_s = 0.0  # the first time at once
+
+    def _found(self, state: State) -> tuple[list[float], list[str]]:
+        """In the driver's thread: what the GPUs of a group show, and what of it is not as it was set, in words."""
+        values, changed = [], []
+        for gpu in state.desired.gpus:
+            value = _value(gpu.device, state.desired.setting)
+            if value is not None:
+                values.append(value)
+                wrong = _wrong(gpu.device, state, self._wanted(gpu.device, state), value)
+                changed += [wrong] if wrong else []
+        return values, changed
+
+    def _wanted(self, device: GpuDevice, state: State) -> float | None:
+        """What a GPU is to show; None: that is not known."""
+        if state.in_force is None and state.desired.setting == "power":
+            change = self._changes.of(device)
+            return None if change is None else change.power_limit_w
+        return state.in_force if isinstance(state.in_force, int | float) else None
 
     def _restore_power(self, device: GpuDevice) -> None:
         change = self._changes.of(device)
@@ -416,17 +474,21 @@ class Scheduler:
         self._tell(Slow(what=what, seconds=self._limits.slow_s))
 
 
-def _changed(device: GpuDevice, state: State) -> str | None:
-    """What is not as it was set on a GPU, as far as that can be read."""
-    wanted, setting = state.in_force, state.desired.setting
-    if not isinstance(wanted, int | float):
-        return None
+def _value(device: GpuDevice, setting: Setting) -> float | None:
+    """The clock or the power limit that a GPU shows; None where it does not tell."""
     try:
-        found = float(device.clock_mhz() if setting == "clock" else device.power_limit_w())
+        return float(device.clock_mhz() if setting == "clock" else device.power_limit_w())
     except Exception:  # whatever it is, the GPU does not tell
         return None
+
+
+def _wrong(device: GpuDevice, state: State, wanted: float | None, found: float) -> str | None:
+    """What is not as it was set on a GPU, as far as that can be read."""
+    if wanted is None:
+        return None
+    setting = state.desired.setting
     if setting == "clock":
-        changed, unit = found > wanted * (1 + HIGHER_CLOCK), "MHz"
+        wrong, unit = found > wanted * (1 + HIGHER_CLOCK), "MHz"
     else:
-        changed, unit = abs(found - wanted) > OTHER_CAP_W, "W"
-    return f"GPU {device.info.gpu}: found {setting} {found:g} {unit}, set was {wanted:g}" if changed else None
+        wrong, unit = abs(found - wanted) > OTHER_CAP_W, "W"
+    return f"GPU {device.info.gpu}: found {setting} {found:g} {unit}, set was {wanted:g}" if wrong else None

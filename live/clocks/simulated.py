@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Self
+from uuid import NAMESPACE_OID, uuid5
 
 from pydantic import Field
 
@@ -52,6 +53,7 @@ class SimulatedGpu(GpuDevice):
     within the cap, or the lowest clock if none is.
     The energy counter is the exact integral of the power, to the mJ.
     `feed` may be called from any thread; `now` and `sleep` are the clock, so that a test need not wait.
+    `host` makes its UUID another than that of a GPU simulated elsewhere.
     """
 
     def __init__(
@@ -60,6 +62,7 @@ class SimulatedGpu(GpuDevice):
         plant: Plant,
         *,
         seed: int = 0,
+        host: str = "",
         block_s: float = BLOCK_S,
         settle_s: float = SETTLE_S,
         now: Callable[[], float] = time.monotonic,
@@ -69,7 +72,7 @@ class SimulatedGpu(GpuDevice):
         spec = plant.gpu
         self.info = GpuInfo(
             gpu=gpu,
-            uuid=f"GPU-simulated-{seed}-{gpu}",
+            uuid=f"GPU-{uuid5(NAMESPACE_OID, f'voltana {host} {seed} {gpu}')}",
             name=f"{spec.name} (simulated)",
             clocks_mhz=spec.clocks(),
             default_power_limit_w=spec.power_limit_w,
@@ -238,31 +241,41 @@ class SimulatedDriver(Driver):
         plant: the physics of one instance.
         gpus: how many GPUs the host has.
         seed: of the sensors' errors.
+        host: where they are, which the UUIDs of its GPUs depend on: an owner's folder, so that an owner started anew
+            there finds the same GPUs, and one elsewhere has others.
         block_s: a clock command blocks for so long.
         settle_s: from its end until the clock is in force.
     """
 
     def __init__(
-        self, plant: Plant, gpus: int, *, seed: int = 0, block_s: float = BLOCK_S, settle_s: float = SETTLE_S
+        self,
+        plant: Plant,
+        gpus: int,
+        *,
+        seed: int = 0,
+        host: str = "",
+        block_s: float = BLOCK_S,
+        settle_s: float = SETTLE_S,
     ) -> None:
         guard = threading.Lock()  # the plant remembers what it has worked out, and is shared
         self._devices = tuple(
-            SimulatedGpu(gpu, plant, seed=seed, block_s=block_s, settle_s=settle_s, lock=guard) for gpu in range(gpus)
+            SimulatedGpu(gpu, plant, seed=seed, host=host, block_s=block_s, settle_s=settle_s, lock=guard)
+            for gpu in range(gpus)
         )
 
     @classmethod
-    def of(cls, settings: Mapping[str, Any]) -> Self:
-        """Build from plain values, those of a `SimulatedHost`.
+    def of(cls, settings: Mapping[str, Any], host: str = "") -> Self:
+        """Build from plain values, those of a `SimulatedHost`, and where they are.
 
         Raises:
             UserError: an unknown or missing key, a bad value.
         """
         try:
-            host = parse(SimulatedHost, settings)
+            told = parse(SimulatedHost, settings)
         except UserError as error:
             raise UserError(f"simulated GPUs: {error}") from error
-        plant = Plant(host.gpu, host.model, host.engine)
-        return cls(plant, host.gpus, seed=host.seed, block_s=host.block_s, settle_s=host.settle_s)
+        plant = Plant(told.gpu, told.model, told.engine)
+        return cls(plant, told.gpus, seed=told.seed, host=host, block_s=told.block_s, settle_s=told.settle_s)
 
     def gpus(self) -> tuple[int, ...]:
         """All of them."""

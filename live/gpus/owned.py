@@ -26,9 +26,6 @@ from voltana.record import InstanceRow
 
 logger = logging.getLogger(__name__)
 
-SETTLE_S = 0.05
-"""From the end of a clock command until the clock is in force, where the GPU does not tell: twice an A100's."""
-
 
 class OwnedGpus(Gpus):
     """GPUs that an owner of clocks commands and reads.
@@ -61,7 +58,6 @@ class OwnedGpus(Gpus):
         self._owned: set[str] = set()
         self._refused: Counter[str] = Counter()
         self._awaited: dict[int, asyncio.Future[Event]] = {}
-        self._settle_s = SETTLE_S
         self._energy = {name: EnergyCurve() for name in groups}
         self._history = {name: History() for name in groups}
         self._heard: dict[str, Telemetry] = {}
@@ -91,7 +87,6 @@ class OwnedGpus(Gpus):
         self.clocks_mhz = sorted(shared)
         self.settable = bool(shared) and not client.observe
         self.models = sorted({info.name for info in known})
-        self._settle_s = max((SETTLE_S if info.settle_s is None else info.settle_s for info in known), default=SETTLE_S)
         ranges = [info.power_limit_range_w for info in known if info.power_limit_range_w is not None]
         if ranges:
             self.power_limits_w = max(low for low, _ in ranges), min(high for _, high in ranges)
@@ -150,7 +145,7 @@ class OwnedGpus(Gpus):
         return dict(self._refused)
 
     async def apply(self, instance: str, clock_mhz: int) -> None:
-        """Set a clock and wait until it has settled; see `Gpus`."""
+        """Set a clock and wait until the owner has seen it; see `Gpus`."""
         wrong = f"control: {instance} cannot be set to {clock_mhz} MHz"
         try:
             self._own(instance)
@@ -160,7 +155,6 @@ class OwnedGpus(Gpus):
             raise UserError(f"{wrong}: {str(error) or 'no answer'}") from error
         if isinstance(event, Refused):
             raise UserError(f"{wrong}: {event.message}")
-        await asyncio.sleep(self._settle_s)
         found = (await self.read(instance)).clock_mhz
         if found is not None and found > clock_mhz * (1 + HIGHER_CLOCK):
             raise UserError(f"control: {instance} was set to {clock_mhz} MHz and runs at {found} MHz")

@@ -2,8 +2,8 @@
 
 An owner of simulated GPUs runs as a process of its own. Commands go to instances in turn, at a rate that a driver can
 follow, while two more clients read all meters ten times a second. "path" is the round trip without the driver's own
-time: client, socket, owner, waiting for other calls, and the acknowledgement back. "call" is what `set_clock` takes of
-the controller's time.
+time and that until the clock was read: client, socket, owner, waiting for other calls, and the acknowledgement back.
+"call" is what `set_clock` takes of the controller's time.
 """
 
 from __future__ import annotations
@@ -39,8 +39,9 @@ class _Stopwatch:
             self.done[event.id] = (time.monotonic(), event)
 
     def path_ms(self) -> list[float]:
-        """Round trips without the driver's time."""
-        return [(at_s - self.sent_s[number]) * 1e3 - event.driver_ms for number, (at_s, event) in self.done.items()]
+        """Round trips without the driver's time and that until the clock was read."""
+        own_ms = {number: event.driver_ms + event.settle_ms for number, (_, event) in self.done.items()}
+        return [(at_s - self.sent_s[number]) * 1e3 - own_ms[number] for number, (at_s, _) in self.done.items()]
 
 
 def measure(control: SimulatedControl, groups: Sequence[Sequence[int]], commands: int, rate: float) -> dict[str, Any]:
@@ -96,6 +97,7 @@ def _control(block_s: float) -> SimulatedControl:
         model=values["model"],
         engine=values["serving"]["engine"],
         block_s=block_s,
+        settle_s=0.0,
         changes_per_s=1000,
     )
 

@@ -16,6 +16,7 @@ from typing import Any, Self
 from voltana.checks import levels
 from voltana.errors import UserError
 from voltana.live.clocks.device import DeviceError, GpuDevice
+from voltana.live.clocks.hold import GpuHolds
 from voltana.live.clocks.nvml import NvmlDriver
 
 POLL_S = 0.002
@@ -70,9 +71,9 @@ def locked(gpu: GpuDevice, clock_mhz: int) -> Iterator[None]:
 
     Raises:
         NoPrivilegeError: the caller may not set clocks.
-        UserError: the GPU refuses for another reason.
+        UserError: the GPU refuses for another reason, or an owner of clocks has it.
     """
-    with _stoppable():
+    with _stoppable(), GpuHolds().borrowed(gpu.info.gpu, gpu.info.uuid):
         try:
             gpu.lock_clock(clock_mhz)
         except DeviceError as error:

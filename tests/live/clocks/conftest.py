@@ -76,12 +76,13 @@ def _wait_until() -> Callable[..., None]:
 
 
 class ProbedGpu(SimulatedGpu):
-    """A simulated GPU that notes every change made to it, and can be told to be slow or to fail."""
+    """A simulated GPU that notes every change made to it, and can be told to be slow, to fail, or not to obey."""
 
     def __init__(self, gpu: int, plant: Plant, calls: list[tuple[int, str, float | None]], **options: Any) -> None:
         super().__init__(gpu, plant, block_s=0.0, settle_s=0.0, **options)
         self.calls = calls
         self.errors: list[Exception] = []
+        self.obeys = True
         self.go = threading.Event()
         self.go.set()
 
@@ -93,7 +94,8 @@ class ProbedGpu(SimulatedGpu):
 
     def lock_clock(self, mhz: int) -> None:
         self._note("lock", mhz)
-        super().lock_clock(mhz)
+        if self.obeys:
+            super().lock_clock(mhz)
 
     def reset_clock(self) -> None:
         self._note("reset", None)
@@ -206,6 +208,7 @@ class StandIn:
     def __init__(self, path: Path, library: Path) -> None:
         header = struct.pack(self.HEADER, 0, 4, 0, 0)
         path.write_bytes(header + struct.pack(self.GPU, 0, 400_000, *[0] * 8) * 4)
+        self._host = path.stat().st_ino & 0xFFFFFFFF
         with path.open("r+b") as file:
             self._bytes = mmap.mmap(file.fileno(), 0)
         self.environment = {**os.environ, "LD_LIBRARY_PATH": str(library), "NVML_STANDIN_STATE": str(path)}
@@ -221,6 +224,9 @@ class StandIn:
 
     def fail_to_start(self, code: int) -> None:
         struct.pack_into("I", self._bytes, 0, code)
+
+    def uuid(self, gpu: int) -> str:
+        return f"GPU-{self._host:08x}-0000-0000-0000-{gpu:012d}"
 
     def locked(self) -> list[int]:
         return [self.get(gpu, "locked_mhz") for gpu in range(4)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from voltana.errors import UserError
 from voltana.live.clocks import access
 from voltana.live.clocks.changes import Changes, OwnerLock, undo_left_behind
 from voltana.live.clocks.device import DeviceError
+from voltana.live.clocks.hold import GpuHolds, holder
 from voltana.live.clocks.simulated import SimulatedDriver
 
 
@@ -54,10 +56,10 @@ def test_the_next_owner_undoes_it(tmp_path: Path, driver: SimulatedDriver) -> No
 
     after = Changes(tmp_path)
     assert after.load() is None
-    assert undo_left_behind(driver, after) == ["GPU 1: a previous owner left it changed; restored"]
+    assert undo_left_behind(driver, after, GpuHolds()) == ["GPU 1: a previous owner left it changed; restored"]
     assert (driver.open(1).clock_mhz(), driver.open(1).power_limit_w()) == (1410, 350.0)
     assert on_disk(tmp_path) is None
-    assert undo_left_behind(driver, after) == []
+    assert undo_left_behind(driver, after, GpuHolds()) == []
 
 
 def test_one_that_cannot_be_undone_stays_noted(tmp_path: Path, driver: SimulatedDriver) -> None:
@@ -66,7 +68,7 @@ def test_one_that_cannot_be_undone_stays_noted(tmp_path: Path, driver: Simulated
     )
     changes = Changes(tmp_path)
     changes.load()
-    lines = undo_left_behind(driver, changes)
+    lines = undo_left_behind(driver, changes, GpuHolds())
     assert lines[0] == "GPU 9: a previous owner left it changed; not restored: no GPU with UUID GPU-gone"
     assert [entry["gpu"] for entry in on_disk(tmp_path) or []] == [9]
 
@@ -98,6 +100,35 @@ def test_a_note_that_cannot_be_written_stops_the_change(tmp_path: Path, driver: 
     with pytest.raises(OSError, match="No such file"):
         changes.before_clock([driver.open(0)])
     assert changes.all() == ()
+
+
+def test_a_gpu_has_one_owner_at_a_time(tmp_path: Path, driver: SimulatedDriver) -> None:
+    mine, others, uuid = GpuHolds(), GpuHolds(), driver.open(1).info.uuid
+    assert holder(uuid) is None
+    mine.take(1, uuid)
+    mine.take(1, uuid)
+    assert holder(uuid) == f"process {os.getpid()} of user {os.geteuid()}"
+    with pytest.raises(UserError, match=rf"GPU 1: another owner has it \(process {os.getpid()} of user \d+\)"):
+        others.take(1, uuid)
+    others.take(0, driver.open(0).info.uuid)
+    killed = Changes(tmp_path)
+    killed.before_clock([driver.open(0), driver.open(1)])
+    after = Changes(tmp_path)
+    after.load()
+    assert undo_left_behind(driver, after, others) == [
+        "GPU 0: a previous owner left it changed; restored",
+        "GPU 1: a previous owner left it changed; not restored: GPU 1: another owner has it "
+        f"(process {os.getpid()} of user {os.geteuid()}); stop it first",
+    ]
+    mine.release(uuid)
+    assert undo_left_behind(driver, after, others) == ["GPU 1: a previous owner left it changed; restored"]
+    assert holder(uuid) is None
+
+
+def test_simulated_gpus_of_two_runs_are_not_the_same(parts: dict[str, Any]) -> None:
+    first, again, other = (SimulatedDriver.of({**parts, "gpus": 2}, host=host) for host in ("/a", "/a", "/b"))
+    uuids = [[driver.open(gpu).info.uuid for gpu in range(2)] for driver in (first, again, other)]
+    assert uuids[0] == uuids[1] and len({uuid for each in uuids for uuid in each}) == 4
 
 
 def test_one_owner_per_folder(tmp_path: Path) -> None:

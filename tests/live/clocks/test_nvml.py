@@ -38,7 +38,7 @@ def test_the_binding_sees_the_gpus(own: Go, standin: Any, connect: Go, tmp_path:
     own()
     clocks = connect(tmp_path / SOCKET)
     info = clocks.gpus[2]
-    assert (info.uuid, info.name) == ("GPU-standin-2", "Stand-in A100")
+    assert (info.uuid, info.name) == (standin.uuid(2), "Stand-in A100")
     assert info.clocks_mhz == tuple(range(210, 1411, 15))
     assert (info.default_power_limit_w, info.power_limit_range_w) == (400.0, (100.0, 400.0))
     first, second = (clocks.read([2])[0] for _ in range(2))
@@ -375,3 +375,29 @@ def test_a_second_owner(refused: Go, own: Go, standin: Any, tmp_path: Path) -> N
     own()
     line = refused("--gpus", "3", "--folder", str(tmp_path), env=standin.environment)
     assert "owner.lock: another owner is running" in line
+
+
+def test_a_second_owner_in_another_folder(
+    refused: Go, own: Go, spawn: Go, standin: Any, connect: Go, tmp_path: Path
+) -> None:
+    """Refused whoever runs it, also while the first is frozen, and only for the GPUs that the first has."""
+    owner = own()
+    clocks = connect(tmp_path / SOCKET)
+    clocks.own("a", [0])
+    clocks.wait_for(Applied, clocks.set_clock("a", 1005))
+    elsewhere = tmp_path / "elsewhere"
+    options = ("--folder", str(elsewhere))
+    owner.send_signal(signal.SIGSTOP)
+    line = refused("--gpus", "3,0", *options, env=standin.environment)
+    assert line.endswith(
+        f"error: GPU 0: another owner has it (process {owner.pid} of user {os.geteuid()}); stop it first"
+    )
+    assert standin.locked() == [1005, 0, 0, 0]
+    (elsewhere / "changed.json").write_text(json.dumps([{"gpu": 0, "uuid": standin.uuid(0), "clock": True}]))
+    restore = spawn(["-m", "voltana.live.clocks.command", "--restore", *options], env=standin.environment)
+    assert "not restored: GPU 0: another owner has it" in restore.communicate(timeout=20)[1]
+    assert restore.returncode == 3 and standin.locked() == [1005, 0, 0, 0]
+    owner.kill()
+    owner.wait(20)
+    restore = spawn(["-m", "voltana.live.clocks.command", "--restore", *options], env=standin.environment)
+    assert restore.wait(20) == 0 and standin.locked() == [0, 0, 0, 0]

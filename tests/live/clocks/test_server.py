@@ -22,7 +22,7 @@ from voltana.live.clocks.client import ClockClient, ClockError
 from voltana.live.clocks.device import DeviceError
 from voltana.live.clocks.protocol import MAX_LINE, Applied, Changed, Lost, Refused, Slow, Superseded
 from voltana.live.clocks.schedule import RETRY_S
-from voltana.live.clocks.simulated import Load
+from voltana.live.clocks.simulated import Load, SimulatedGpu
 
 Start = Callable[..., Any]
 
@@ -94,6 +94,34 @@ def test_the_same_clock_again_is_not_sent(start: Start, connect: Start) -> None:
     assert clocks.set_clock("a", 1005) is None
     clocks.wait_for(Applied, clocks.set_clock("a", None))
     assert owner.calls == [(0, "lock", 1005), (0, "reset", None)]
+
+
+def test_applied_is_what_the_gpus_show(start: Start, connect: Start) -> None:
+    """A driver that accepts a clock and does not set it: refused once it was tried again, and applied when it is."""
+    owner = start()
+    clocks = connect(owner.socket)
+    clocks.own("a", [0, 1])
+    owner.gpus[1].obeys = False
+    number = clocks.set_clock("a", 1005)
+    assert clocks.wait_for(Refused, number).message == "GPU 1: found clock 1410 MHz, set was 1005"
+    assert clocks.set_power_cap("a", 250.0) is not None
+    assert not [event for event in clocks.events if isinstance(event, Applied) and event.setting == "clock"]
+    owner.gpus[1].obeys = True
+    applied = clocks.wait_for(Applied, number)
+    assert (applied.value, applied.found) == (1005, 1005)
+    assert clocks.wait_for(Applied, number + 1).found == 250.0
+
+
+def test_what_something_else_has_changed_is_not_applied(start: Start) -> None:
+    """The clock that was set last is asked for again, between two looks of the owner, after `nvidia-smi -rgc`."""
+    owner = start()
+    with raw(owner.socket) as connection:
+        clock = {"op": "clock", "group": "a", "mhz": 1005}
+        ask(connection, HELLO, {"op": "own", "id": 1, "group": "a", "gpus": [0]}, {**clock, "id": 2})
+        SimulatedGpu.reset_clock(owner.gpus[0])
+        answer = ask(connection, {**clock, "id": 3})[0]
+    assert (answer["is"], answer["id"], answer["found"]) == ("applied", 3, 1005)
+    assert owner.calls[:2] == [(0, "lock", 1005)] * 2
 
 
 def test_a_clock_in_force_is_acknowledged_without_the_driver(start: Start) -> None:
@@ -267,8 +295,8 @@ def test_the_newest_command_wins(start: Start, connect: Start, wait_until: Start
     wait_until(lambda: len(clocks.events) == 3, "three commands superseded")
     owner.gpus[0].go.set()
     clocks.wait_for(Applied, numbers[-1])
-    assert [event.id for event in clocks.events if isinstance(event, Superseded)] == numbers[1:4]
-    assert [event.id for event in clocks.events if isinstance(event, Applied)] == [numbers[0], numbers[4]]
+    assert [event.id for event in clocks.events if isinstance(event, Superseded)] == [*numbers[1:4], numbers[0]]
+    assert [event.id for event in clocks.events if isinstance(event, Applied)] == [numbers[4]]
     assert owner.calls == [(0, "lock", 600), (0, "lock", 660)]
 
 
@@ -283,9 +311,9 @@ def test_a_command_back_to_what_is_in_force_needs_no_call(start: Start, connect:
     wait_until(lambda: (1, "lock", 600) in owner.calls)
     away = clocks.set_clock("a", 1410)
     back = clocks.set_clock("a", 600)
-    assert clocks.wait_for(Applied, back).driver_ms == 0.0
     clocks.wait_for(Superseded, away)
     owner.gpus[1].go.set()
+    assert clocks.wait_for(Applied, back).driver_ms == 0.0
     clocks.release("b")
     assert (0, "lock", 1410) not in owner.calls
 
