@@ -13,8 +13,10 @@ LIVE_DEMO ?= outputs/live-demo
 SGLANG ?= .venv-sglang
 SGLANG_ROUTER ?= .venv-sglang-router
 CLIENTS ?= .venv-clients
+VERSIONS ?= newest
+SOURCES ?= .venv-sglang-sources
 
-.PHONY: demo paper live-demo test test-fast test-torch test-live test-clients stress lint types check bench sglang clean
+.PHONY: demo paper live-demo test test-fast test-torch test-live test-sources test-clients stress lint types check bench sglang clean
 
 demo: $(READY)  ## sweep the paper's policies over request rates, compare, draw
 	$(BIN)/voltana-sim -m model=llama31_8b trace=sharegpt policy=static_max,static_1005,voltana rps=$(RATES) \
@@ -49,6 +51,14 @@ test-torch: $(DEV)  ## tests of the GPU profiler: installs torch, runs at tiny s
 
 test-live: $(DEV) sglang $(SGLANG_ROUTER)/.ready  ## tests on real SGLang servers, on the CPU; needs no GPU
 	VOLTANA_SGLANG=$(SGLANG) VOLTANA_SGLANG_ROUTER=$(SGLANG_ROUTER) $(BIN)/python -m pytest tests/live/servers/sglang --durations=10
+
+test-sources: $(DEV)  ## the telemetry plugin against sources of SGLang: the newest release, or VERSIONS="0.5.15 0.5.23"
+	for version in $(VERSIONS); do \
+	    rm -rf $(SOURCES) && $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-compile \
+	        --target $(SOURCES) sglang$$([ $$version = newest ] || echo ==$$version) && ls $(SOURCES) | grep sglang- && \
+	    PYTHONPATH=$(SOURCES) $(BIN)/python -m pytest -n 0 tests/live/telemetry/test_contract.py tests/live/telemetry/test_loops.py \
+	    || exit 1; \
+	done; rm -rf $(SOURCES)
 
 test-clients: $(DEV) $(CLIENTS)/.ready  ## others' clients and load generators, on emulated servers behind the router
 	VOLTANA_CLIENTS=$(CLIENTS) $(BIN)/python -m pytest -n 0 tests/clients --durations=5
@@ -97,4 +107,4 @@ $(CLIENTS)/.ready:  # guidellm brings torch with it
 	@touch $@
 
 clean:
-	rm -rf $(VENV) $(SGLANG) $(SGLANG_ROUTER) $(CLIENTS) outputs build *.egg-info
+	rm -rf $(VENV) $(SGLANG) $(SGLANG_ROUTER) $(CLIENTS) $(SOURCES) outputs build *.egg-info

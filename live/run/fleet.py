@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 from collections.abc import Callable, Mapping, Sequence
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any, Literal, Protocol
 from urllib.parse import urlsplit
 
 from voltana import checks
 from voltana.errors import UserError
-from voltana.live.http import is_healthy
+from voltana.live.http import ask, is_healthy
 from voltana.live.run.config import LiveConfig, gpu_groups, of_section
 from voltana.live.servers import Endpoint, Role, Servers
 from voltana.live.servers.emulated.cluster import EmulatedCluster
 from voltana.live.servers.sglang.environment import Environment
 from voltana.live.servers.sglang.flags import Device
 from voltana.live.servers.sglang.launch import SglangServers
+from voltana.live.telemetry.sglang_versions import untested
 from voltana.sim.plant.build import build_plant, decode_limits
 
 OnExit = Callable[[str, str], None]
@@ -101,6 +104,7 @@ class SglangFleet:
         gpus: indices of the GPUs of each server, prefill first; None: in order.
         flags, role_flags: changes to the servers' flags.
         variables: further environment variables.
+        any_version: take a release of SGLang that is not tested.
         logs: folder for the servers' logs; None: the run's own.
         start_timeout_s, stop_timeout_s: see `SglangServers`.
     """
@@ -118,6 +122,7 @@ class SglangFleet:
         flags: Mapping[str, Any] | None = None,
         role_flags: Mapping[Role, Mapping[str, Any]] | None = None,
         variables: Mapping[str, str] | None = None,
+        any_version: bool = False,
         logs: str | None = None,
         start_timeout_s: float = 900.0,
         stop_timeout_s: float = 20.0,
@@ -138,6 +143,7 @@ class SglangFleet:
             "flags": flags or {},
             "role_flags": role_flags or {},
             "environment": variables or {},
+            "any_version": checks.flag("servers.any_version", any_version),
             "start_timeout_s": checks.number("servers.start_timeout_s", start_timeout_s, above=0),
             "stop_timeout_s": checks.number("servers.stop_timeout_s", stop_timeout_s, above=0),
         }
@@ -174,6 +180,7 @@ class AttachedFleet:
         decode: a mapping each: url, telemetry.
         gpus: indices of the GPUs of each server, prefill first; None: in order.
         wait_s: time they get to be healthy.
+        any_version: take a release of SGLang that is not tested.
     """
 
     emulated = False
@@ -185,6 +192,7 @@ class AttachedFleet:
         decode: Sequence[Mapping[str, Any]],
         gpus: list[list[int]] | None = None,
         wait_s: float = 60.0,
+        any_version: bool = False,
     ) -> None:
         self._endpoints = [
             *(attached_endpoint("prefill", place, each) for place, each in enumerate(prefill)),
@@ -192,6 +200,7 @@ class AttachedFleet:
         ]
         self._gpus = gpus
         self._wait_s = checks.number("servers.wait_s", wait_s, low=0)
+        self._any_version = checks.flag("servers.any_version", any_version)
 
     def servers(self, config: LiveConfig, folder: Path, on_exit: OnExit) -> AttachedServers:
         """See `Fleet`."""
@@ -203,7 +212,7 @@ class AttachedFleet:
             if found[role] != wanted:
                 asked = f"cluster.{role}_instances = {wanted}"
                 raise UserError(f"servers.{role}: found {found[role]} servers, allowed: {wanted}, since {asked}")
-        return AttachedServers(self._endpoints, self._wait_s, on_exit)
+        return AttachedServers(self._endpoints, self._wait_s, on_exit, any_version=self._any_version)
 
     def gpus(self, config: LiveConfig) -> dict[str, list[int]]:
         """See `Fleet`."""
@@ -213,10 +222,13 @@ class AttachedFleet:
 class AttachedServers:
     """Servers of somebody else."""
 
-    def __init__(self, endpoints: Sequence[Endpoint], wait_s: float, on_exit: OnExit) -> None:
+    def __init__(
+        self, endpoints: Sequence[Endpoint], wait_s: float, on_exit: OnExit, *, any_version: bool = False
+    ) -> None:
         self.endpoints: dict[str, Endpoint] = {each.name: each for each in endpoints}
         self._wait_s = wait_s
         self._on_exit = on_exit
+        self._any_version = any_version
         self._watches: list[asyncio.Task[None]] = []
 
     def of(self, role: Role) -> list[Endpoint]:
@@ -224,8 +236,9 @@ class AttachedServers:
         return [each for each in self.endpoints.values() if each.role == role]
 
     async def start(self) -> None:
-        """Wait until all are healthy; see `Servers`."""
+        """Wait until all are healthy, and ask what they are; see `Servers`."""
         await asyncio.gather(*map(self._healthy, self.endpoints.values()))
+        await asyncio.gather(*map(self._check, self.endpoints.values()))
         self._watches = [asyncio.create_task(self._watch(each)) for each in self.endpoints.values()]
 
     async def _watch(self, endpoint: Endpoint) -> None:
@@ -245,6 +258,20 @@ class AttachedServers:
             if time.monotonic() > until_s:
                 raise UserError(f"{endpoint.name}: {endpoint.url} is not healthy after {self._wait_s:g} s")
             await asyncio.sleep(0.2)
+
+    async def _check(self, endpoint: Endpoint) -> None:
+        """See that it is a release that is tested and one instance, if it tells."""
+        try:
+            answer = await ask(endpoint.url, "/server_info")
+            info = json.loads(answer.body) if answer.status == HTTPStatus.OK else {}
+        except (OSError, ValueError):
+            return
+        wrong = untested(str(info["version"])) if "version" in info else None
+        if wrong is not None and not self._any_version:
+            raise UserError(f"{endpoint.name}: {endpoint.url}: {wrong}; servers.any_version=true tries others")
+        ranks = int(info.get("dp_size") or 1) * int(info.get("attn_dp_size") or 1)
+        if ranks > 1:
+            raise UserError(f"{endpoint.name}: {endpoint.url}: found {ranks} data-parallel ranks, allowed: 1")
 
     async def stop(self) -> None:
         """Look after them no longer; they are not ours to stop."""

@@ -10,6 +10,9 @@ Then three methods of the scheduler get a hook that runs before them: `run_batch
 rank publishes. A hook reads attributes and sends one message without waiting; whatever goes wrong in it is counted
 and logged once, and the server goes on. `USES` lists every name of SGLang that is read, for the contract test.
 
+Nothing is published, and the log says so, by a release of SGLang that is not tested (`sglang_versions.TESTED`) and by
+servers with data parallelism: each of their ranks has a scheduler, and they would all publish as one instance.
+
 Requests that wait for the other half of a P/D pair, not for this GPU, are not queued and have not arrived yet: on a
 prefill server those being bootstrapped, on a decode server those without KV room of their own or with KV on its way.
 They count for the router as sent, as in the simulator.
@@ -17,6 +20,7 @@ They count for the router as sent, as in the simulator.
 
 from __future__ import annotations
 
+import importlib.metadata
 import logging
 import math
 import os
@@ -26,6 +30,7 @@ from itertools import islice
 from typing import Any, NamedTuple
 
 from voltana.live.telemetry.publisher import Publisher
+from voltana.live.telemetry.sglang_versions import ANY, untested
 from voltana.state import Phase
 
 logger = logging.getLogger(__name__)
@@ -39,6 +44,7 @@ USES: dict[str, tuple[str, ...]] = {
         "handle_generate_request",
         "disaggregation_mode",
         "max_total_num_tokens",
+        "server_args",
         "waiting_queue",
         "disagg_prefill_bootstrap_queue",
         "disagg_decode_prealloc_queue",
@@ -76,6 +82,10 @@ def activate() -> None:
     """What SGLang calls: register the hooks, if VOLTANA_TELEMETRY says where to publish."""
     endpoint = os.environ.get("VOLTANA_TELEMETRY")
     if not endpoint:
+        return
+    wrong = untested(importlib.metadata.version("sglang"))
+    if wrong is not None and os.environ.get(ANY) != "1":
+        logger.error("telemetry: nothing is published: %s (%s=1 tries others)", wrong, ANY)
         return
     from sglang.srt.plugins.hook_registry import HookRegistry, HookType  # type: ignore[import-not-found]
 
@@ -170,7 +180,7 @@ class SchedulerTap:
 
     def _publish_batch(self, scheduler: Any, batch: Any) -> None:
         if batch.forward_mode.is_decode():
-            self._publish(scheduler, len(batch.reqs), int(batch.seq_lens_cpu.sum()), 0.0)
+            self._publish(scheduler, len(batch.reqs), context_tokens(batch), 0.0)
         else:
             self._publish(scheduler, len(batch.reqs), int(batch.extend_num_tokens), longest_wait_s(batch.reqs))
 
@@ -196,8 +206,11 @@ class SchedulerTap:
         """Only now is it known that this process is a scheduler, and of which rank."""
         from sglang.srt.runtime_context import get_parallel  # type: ignore[import-not-found]
 
-        parallel = get_parallel()
-        if parallel.tp_rank or parallel.pp_rank:
+        parallel, ranks = get_parallel(), data_parallel_ranks(scheduler.server_args)
+        if ranks > 1 and not parallel.tp_rank:
+            found = f"found {ranks} data-parallel ranks, allowed: 1"
+            logger.error("telemetry: nothing is published: %s; run a server for each instead", found)
+        if parallel.tp_rank or parallel.pp_rank or ranks > 1:
             self._off = True
             return None
         phase: Phase = "prefill" if scheduler.disaggregation_mode.value == "prefill" else "decode"
@@ -221,6 +234,25 @@ class Queue(NamedTuple):
     def plus(self, other: Queue) -> Queue:
         """Both together."""
         return Queue(self.requests + other.requests, self.tokens + other.tokens)
+
+
+def data_parallel_ranks(server_args: Any) -> int:
+    """How many schedulers of a server have requests of their own: replicas times attention groups.
+
+    Before 0.5.22 the latter are counted as the former, and have no name of their own.
+    """
+    return int(server_args.dp_size) * int(getattr(server_args, "attn_dp_size", 1))
+
+
+def context_tokens(batch: Any) -> int:
+    """Tokens that a decode batch attends to.
+
+    With overlapped speculative decoding the lengths may be on the GPU alone, to be known after the iteration before;
+    then they are those of the requests, which that one has not reached yet.
+    """
+    if batch.seq_lens_cpu is None:
+        return sum(request.seqlen for request in batch.reqs)
+    return int(batch.seq_lens_cpu.sum())
 
 
 def queues(scheduler: Any) -> tuple[Queue, Queue]:

@@ -66,6 +66,7 @@ def scheduler(phase: Phase, queued: int) -> Any:
     return SimpleNamespace(
         disaggregation_mode=SimpleNamespace(value=phase),
         max_total_num_tokens=400_000,
+        server_args=SimpleNamespace(dp_size=1),
         waiting_queue=requests,
         disagg_prefill_bootstrap_queue=SimpleNamespace(queue=requests),
         disagg_decode_prealloc_queue=SimpleNamespace(queue=requests, retracted_queue=[]),

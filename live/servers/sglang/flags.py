@@ -91,6 +91,12 @@ def server_flags(
     return flags | dict(common or {}) | dict(own or {})
 
 
+def data_parallel(flags: Mapping[str, Any]) -> str | None:
+    """The first of the flags that asks for more than one data-parallel rank; None if there is none."""
+    names = ("dp-size", "data-parallel-size", "attn-dp-size", "attention-data-parallel-size")
+    return next((f"{name}={flags[name]}" for name in names if flags.get(name) not in (None, False, 1, "1")), None)
+
+
 def arguments(flags: Mapping[str, Any]) -> list[str]:
     """Flags as they stand on a command line."""
     words: list[str] = []

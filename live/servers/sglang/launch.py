@@ -27,8 +27,10 @@ from voltana.errors import UserError
 from voltana.live.http import is_healthy
 from voltana.live.servers import Endpoint, Role
 from voltana.live.servers.sglang.environment import Environment, clean_environment
-from voltana.live.servers.sglang.flags import ENVIRONMENT, Device, arguments, server_flags
+from voltana.live.servers.sglang.flags import ENVIRONMENT, Device, arguments, data_parallel, server_flags
+from voltana.live.servers.sglang.installed import check_installed
 from voltana.live.servers.sglang.process import ServerProcess
+from voltana.live.telemetry.sglang_versions import ANY
 
 logger = logging.getLogger(__name__)
 
@@ -65,6 +67,7 @@ class SglangServers:
         flags: changes to the flags of all servers, see `voltana.live.servers.sglang.flags`.
         role_flags: changes by role.
         environment: further environment variables.
+        any_version: start a release of SGLang that is not tested, too.
         folder: where logs go, one file a server; None: a temporary folder, kept only if something failed.
         host: address to listen at, of this machine.
         start_timeout_s: when a server that is not healthy has failed.
@@ -88,6 +91,7 @@ class SglangServers:
         flags: Mapping[str, Any] | None = None,
         role_flags: Mapping[Role, Mapping[str, Any]] | None = None,
         environment: Mapping[str, str] | None = None,
+        any_version: bool = False,
         folder: Path | str | None = None,
         host: str = "127.0.0.1",
         start_timeout_s: float = 900.0,
@@ -109,6 +113,7 @@ class SglangServers:
         self._flags = flags or {}
         self._role_flags = role_flags or {}
         self._environment = environment or {}
+        self._any_version = any_version
         self._logs = None if folder is None else Path(folder).absolute()
         self._host = host
         self._start_timeout_s = start_timeout_s
@@ -144,7 +149,8 @@ class SglangServers:
         """Look at all that can be known to be wrong before a server starts.
 
         Raises:
-            UserError: no such interpreter, no such folder of a model, or logs cannot be written.
+            UserError: no such interpreter, no SGLang that is tested, no such folder of a model, a flag that telemetry
+                does not go with, or logs cannot be written.
         """
         if not self._python.is_file():
             raise UserError(f"python: found no {self._python}, allowed: the interpreter of an environment with SGLang")
@@ -158,6 +164,14 @@ class SglangServers:
                 self._logs.mkdir(parents=True, exist_ok=True)
             except OSError as error:
                 raise UserError(f"logs: {self._logs}: {error.strerror}, allowed: a folder to write to") from error
+        for role in {role for _, role in self._names}:
+            flag = data_parallel({**self._flags, **self._role_flags.get(role, {})})
+            if flag is not None:
+                raise UserError(
+                    f"flags: found {flag} for {role} servers, allowed: none; data-parallel ranks would publish as one "
+                    "instance, so run a server for each"
+                )
+        check_installed(self._python, self._variables(), any_version=self._any_version)
 
     async def start(self) -> None:
         """Start all servers and wait until they are healthy; progress goes to the log.
@@ -234,14 +248,15 @@ class SglangServers:
         return own | server_flags(endpoint.role, self._device, self._flags, self._role_flags.get(endpoint.role))
 
     def _environment_of(self, endpoint: Endpoint, number: int) -> dict[str, str]:
-        ours = {
-            **ENVIRONMENT[self._device],
-            "SGLANG_HOST_IP": self._host,
-            "VOLTANA_TELEMETRY": endpoint.telemetry,
-            "VOLTANA_INSTANCE": endpoint.name,
-        }
+        ours = {"VOLTANA_TELEMETRY": endpoint.telemetry, "VOLTANA_INSTANCE": endpoint.name}
+        if self._any_version:
+            ours[ANY] = "1"
         if self._gpus:
             ours["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, self._gpus[number]))
+        return self._variables(ours)
+
+    def _variables(self, more: Mapping[str, str] | None = None) -> dict[str, str]:
+        ours = {**ENVIRONMENT[self._device], "SGLANG_HOST_IP": self._host, **(more or {})}
         return clean_environment() | ours | dict(self._environment)
 
     # Health

@@ -1,6 +1,6 @@
 """The names of SGLang that the plugin hooks and reads still exist, read from its source without importing it.
 
-Skipped where sglang is not installed. To run it against an unpacked wheel, put that on PYTHONPATH.
+Skipped where sglang is not installed. `make test-sources` runs it, and test_loops.py, against unpacked wheels.
 """
 
 import ast
@@ -17,8 +17,7 @@ import pytest
 
 from tests.live.telemetry import forward_pass
 from voltana.live.telemetry.sglang_plugin import HEALTH_CHECK, SCHEDULER, USES, SchedulerTap
-
-PINNED = "0.5.23"
+from voltana.live.telemetry.sglang_versions import untested
 
 spec = importlib.util.find_spec("sglang")
 pytestmark = pytest.mark.skipif(spec is None, reason="sglang is not installed")
@@ -85,9 +84,8 @@ def called(module: str, function: str) -> set[str]:
     return {call.attr if isinstance(call, ast.Attribute) else getattr(call, "id", "") for call in calls}
 
 
-def test_version_is_the_pinned_one() -> None:
-    found = importlib.metadata.version("sglang")
-    assert found == PINNED, f"sglang {found} is installed, the plugin is written for {PINNED}"
+def test_version_is_in_the_range() -> None:
+    assert untested(importlib.metadata.version("sglang")) is None
 
 
 @pytest.mark.parametrize("dotted", USES)
@@ -103,13 +101,6 @@ def test_what_is_read_exists(dotted: str) -> None:
 def test_hooked_methods_take_what_the_hooks_expect(method: str, first: str | None) -> None:
     module, _, owner = SCHEDULER.rpartition(".")
     assert parameters(module, owner, method)[:2] == ["self", *([first] if first else [])]
-
-
-@pytest.mark.parametrize("phase", ["prefill", "decode"])
-@pytest.mark.parametrize("loop", ["normal", "overlap"])
-def test_both_event_loops_pass_the_hooks(phase: str, loop: str) -> None:
-    calls = called(f"sglang.srt.disaggregation.{phase}", f"event_loop_{loop}_disagg_{phase}")
-    assert {"run_batch", "on_idle"} <= calls
 
 
 def test_plugins_are_loaded_in_the_scheduler_process() -> None:
@@ -128,6 +119,37 @@ def test_hook_registry_takes_hooks_that_run_before() -> None:
 def test_rank_is_where_the_plugin_looks_for_it() -> None:
     text = ast.unparse(source("sglang.srt.runtime_context"))
     assert "def get_parallel" in text and "'tp_rank'" in text and "'pp_rank'" in text
+
+
+def test_data_parallel_ranks_are_counted_where_the_plugin_looks() -> None:
+    """Since 0.5.20 or so the fields stand in modules of their own."""
+    places = (("sglang.srt.server_args", "ServerArgs"), ("sglang.srt.arg_groups.fields.parallel", "Parallel"))
+    there = [place for place in places if ROOT.joinpath(*place[0].split(".")).with_suffix(".py").is_file()]
+    assert any("dp_size" in members(*place) for place in there)
+
+
+def test_requests_in_a_batch_pass_the_hook_one_by_one() -> None:
+    assert "handle_generate_request" in called("sglang.srt.managers.scheduler", "handle_batch_generate_request")
+    text = ast.unparse(source("sglang.srt.managers.scheduler"))
+    assert "(TokenizedGenerateReqInput, self.handle_generate_request)" in text
+
+
+@pytest.mark.parametrize("loop", ["", "_disagg_prefill", "_disagg_decode"])
+def test_loops_of_pipelines_pass_the_hooks(loop: str) -> None:
+    """They are too long for test_loops.py."""
+    module = "sglang.srt.managers.scheduler_pp_mixin"
+    assert {"_pp_launch_batch", "on_idle"} <= called(module, f"event_loop_pp{loop}")
+    assert "run_batch" in called(module, "_pp_launch_batch")
+
+
+def test_lengths_on_the_host_are_counted_before_the_launch() -> None:
+    """Or there are none: speculative decoding that overlaps may leave them on the GPU."""
+    batch = find("sglang.srt.managers.schedule_batch", "ScheduleBatch")
+    prepare = next(
+        each for each in batch.body if isinstance(each, ast.FunctionDef) and each.name == "prepare_for_decode"
+    )
+    assert "self.seq_lens_cpu = self.seq_lens_cpu + 1" in ast.unparse(prepare)
+    assert "batch.seq_lens_cpu = None" in ast.unparse(source("sglang.srt.managers.overlap_utils"))
 
 
 def test_health_checks_are_named_as_expected() -> None:

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 import time
+import tomllib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -11,9 +12,14 @@ from typing import Any
 import pytest
 
 from tests.bench.telemetry import LIMIT_US, Mode, Request, measure, scheduler
+from voltana.live.servers.emulated.views import VERSION as EMULATED
+from voltana.live.servers.sglang.environment import REQUIREMENTS
 from voltana.live.telemetry.sglang_plugin import EXACT, Queue, SchedulerTap, activate, queues, weigh
+from voltana.live.telemetry.sglang_versions import TESTED, untested
 from voltana.live.telemetry.subscriber import Subscriber
 from voltana.state import LoadSnapshot
+
+ROOT = Path(__file__).parents[3]
 
 
 class Tensor(list[int]):
@@ -136,6 +142,31 @@ def test_other_ranks_are_quiet(ranks: SimpleNamespace, tmp_path: Path) -> None:
     assert tap._off and tap._publisher is None and tap.errors == 0
 
 
+def test_a_batch_whose_lengths_are_on_the_gpu_is_counted_by_its_requests(ranks: SimpleNamespace, listen: Any) -> None:
+    """Speculative decoding that overlaps (`FutureMap.resolve_seq_lens_cpu`) sets `seq_lens_cpu` to None."""
+    endpoint, until_heard = listen
+    tap, work = SchedulerTap(endpoint, "decode-0"), batch(True, 40)
+    work.seq_lens_cpu = None
+    load = until_heard(lambda: tap.before_batch(scheduler("decode", 0), work))
+    assert (load.batch_size, load.batch_tokens) == (40, 40 * 164) and tap.errors == 0
+    assert tap._publisher is not None
+    tap._publisher.close()
+
+
+@pytest.mark.parametrize("sizes", [{"dp_size": 2}, {"dp_size": 1, "attn_dp_size": 2}])
+def test_data_parallel_ranks_do_not_all_publish_as_one(
+    ranks: SimpleNamespace, tmp_path: Path, caplog: pytest.LogCaptureFixture, sizes: dict[str, int]
+) -> None:
+    tap, server = SchedulerTap(f"ipc://{tmp_path / 't.sock'}", "decode-0"), scheduler("decode", 0)
+    server.server_args = SimpleNamespace(**sizes)
+    for _ in range(3):
+        tap.before_batch(server, batch(True, 1))
+        tap.before_idle(server)
+    assert tap._publisher is None and tap.errors == 0
+    (record,) = caplog.records
+    assert "found 2 data-parallel ranks, allowed: 1" in record.getMessage()
+
+
 def test_a_broken_hook_does_not_hurt_the_server(
     ranks: SimpleNamespace, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -154,8 +185,36 @@ def test_nothing_is_hooked_unless_asked(monkeypatch: pytest.MonkeyPatch) -> None
     activate()
 
 
+@pytest.mark.parametrize("version", ["0.5.14", "0.5.24", "0.5.24.dev3+g1", "0.4.10.post2", "nightly"])
+def test_other_releases_are_told_apart(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, version: str
+) -> None:
+    monkeypatch.setenv("VOLTANA_TELEMETRY", "ipc:///nowhere/t.sock")
+    monkeypatch.setattr("importlib.metadata.version", lambda name: version)
+    monkeypatch.setitem(sys.modules, "sglang", None)
+    activate()
+    assert f"found SGLang {version}, allowed: {TESTED}" in caplog.text
+    monkeypatch.setenv("VOLTANA_ANY_SGLANG", "1")
+    with pytest.raises(ImportError):
+        activate()
+
+
+@pytest.mark.parametrize("version", ["0.5.15", "0.5.15.post1", "0.5.23", "0.5.23+cu130", "0.5.22.dev1"])
+def test_the_range_takes_all_forms_of_its_releases(version: str) -> None:
+    assert untested(version) is None
+
+
+def test_the_extra_and_the_pinned_release_are_in_the_range() -> None:
+    extra = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]["sglang"]
+    assert f"sglang{TESTED}" in extra
+    (pinned,) = (line for line in REQUIREMENTS.read_text().splitlines() if line.startswith("sglang=="))
+    assert untested(pinned.removeprefix("sglang==")) is None
+    assert pinned == f"sglang=={EMULATED}", "emulated servers say what they were held against"
+
+
 def test_hooks_are_registered(monkeypatch: pytest.MonkeyPatch) -> None:
     hooks: dict[str, Any] = {}
+    monkeypatch.setattr("importlib.metadata.version", lambda name: "0.5.23")
     name = "sglang.srt.plugins.hook_registry"
     for each in ("sglang", "sglang.srt", "sglang.srt.plugins", name):
         monkeypatch.setitem(sys.modules, each, ModuleType(each))
