@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from voltana.analysis import style
 from voltana.analysis.labels import Point, label_piles
 from voltana.analysis.runs import Run, RunSet, flat_config
-from voltana.analysis.tables import LEAST_FOR_INTERVAL, Estimate, Row, compare, estimate
+from voltana.analysis.tables import LEAST_FOR_INTERVAL, Estimate, Row, compare, estimate, few_requests, unclocked_note
 from voltana.errors import UserError
 from voltana.files import write_whole
 
@@ -134,7 +134,7 @@ def curves(runs: RunSet, published: str | None = None, x: str = RATE) -> Figure:
             _finish_row(list(grid[index]), row)
         _legend(figure, entries, bool(points))
         repeated = {len(group) for group in _repetitions(runs.runs, axis_of)}
-        _footnote(figure, _spread_notes(repeated, "Bands") + _starved_notes(runs.runs))
+        _footnote(figure, _spread_notes(repeated, "Bands") + _starved_notes(runs.runs) + unclocked_note(runs.runs))
     return figure
 
 
@@ -414,7 +414,9 @@ def tradeoff(runs: RunSet, baseline: str) -> Figure:
         names = sorted({point.name for each in drawn for point in each}, key=_usual_order)
         _legend(figure, {name: _marker(style.line(name)) for name in names})
         repeated = {row.runs for each in rows.values() for row in each}
-        _footnote(figure, _spread_notes(repeated, "Bars") + _starved_notes(runs.runs))
+        few = few_requests([row for each in rows.values() for row in each], baseline)
+        notes = _spread_notes(repeated, "Bars") + _starved_notes(runs.runs) + unclocked_note(runs.runs) + few
+        _footnote(figure, notes)
         for axis, each in zip(grid, drawn, strict=True):
             label_piles(axis, each)
     return figure

@@ -17,6 +17,7 @@ from typing import Any
 
 from voltana.errors import UserError
 from voltana.record import CONFIG, SUMMARY, RunRecord, find_records, find_unfinished, flatten
+from voltana.record.resolution import unclocked
 
 GROUPS = ("source", "model", "gpu", "cluster", "trace", "arrival", "slo", "rps")
 """What identifies a run besides its policy, in the order to show it."""
@@ -62,6 +63,11 @@ class Run:
         live = self.record.summary.get("live")
         found = live.get("servers_ended") if isinstance(live, Mapping) else None
         return tuple(map(str, found)) if isinstance(found, Mapping) else ()
+
+    @property
+    def unclocked(self) -> bool:
+        """Whether real servers ran beside simulated GPUs: how fast they are does not follow the clock."""
+        return unclocked(self.record.summary)
 
     def name(self, group: str) -> str:
         """The chosen option of a configuration group, such as `model`."""

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 from voltana.analysis.runs import GROUPS, Run, RunSet, Value, identity_keys, replay_of
 from voltana.errors import UserError
 from voltana.record import RunRecord, holder
+from voltana.record.resolution import RESOLVED_POINTS, UNCLOCKED, difference
 from voltana.record.summary import PERCENTILES
 
 if TYPE_CHECKING:
@@ -112,7 +113,7 @@ class Row:
     """A policy at a setting.
 
     `origin` has every key that identifies the row, `setting` those that vary between rows; `slo` the objectives, ms;
-    `starved` what was late beyond its bound.
+    `starved` what was late beyond its bound; `submitted` counts the requests of all its runs.
     """
 
     setting: dict[str, Value]
@@ -122,6 +123,7 @@ class Row:
     origin: dict[str, Value]
     slo: dict[str, float | None]
     starved: tuple[str, ...]
+    submitted: int
 
 
 @dataclass(frozen=True)
@@ -173,7 +175,8 @@ def compare(runs: RunSet, baseline: str, oracle: str | None = None) -> Compariso
         origin = {key: setting.get(key, runs.shared.get(key)) for key in keys}
         rows += [_row(setting, origin, policy, found, base, best) for policy, found in present if found]
     notes = [f"No run of {baseline} at {'; '.join(without)}: no saving there."] if without else []
-    return Comparison(runs.keys, rows, notes + _notes(runs, rows), runs.shared)
+    notes += [*few_requests(rows, baseline), *_notes(runs, rows)]
+    return Comparison(runs.keys, rows, notes, runs.shared)
 
 
 def _row(
@@ -192,7 +195,8 @@ def _row(
     values[OVER_BOUND.name] = estimate(_energy_over_bound(runs))
     slo = {key: runs[0].number("slo", key, may_lack=True) for key in ("ttft_ms", "itl_ms")}
     starved = tuple(dict.fromkeys(reason for run in runs for reason in run.starved))
-    return Row(setting, policy, len(runs), values, origin, slo, starved)
+    submitted = sum(int(run.number("requests", "submitted", may_lack=True) or 0) for run in runs)
+    return Row(setting, policy, len(runs), values, origin, slo, starved, submitted)
 
 
 def _energy_over(runs: Sequence[Run], others: Sequence[Run]) -> list[float]:
@@ -249,7 +253,7 @@ def _notes(runs: RunSet, rows: Sequence[Row]) -> list[str]:
     replays = dict.fromkeys(filter(None, (replay_of(run.record) for run in runs.runs)))
     if replays:
         notes.append(f"Traces at their own times: {'; '.join(replays)}.")
-    notes += _starved_notes(rows) + _died_notes(runs)
+    notes += _starved_notes(rows) + _died_notes(runs) + unclocked_note(runs.runs)
     if runs.repeated:
         paths = ", ".join(str(path) for path in runs.repeated)
         notes.append(f"Left out, the same configuration as another run: {paths}.")
@@ -278,6 +282,46 @@ def _died_notes(runs: RunSet) -> list[str]:
         if (names := run.servers_ended)
     ]
     return [f"Servers died in runs shown here: {'; '.join(told)}."] if told else []
+
+
+def few_requests(rows: Sequence[Row], baseline: str) -> list[str]:
+    """A line on what so few requests cannot tell; none where they can, or where repetitions tell it themselves."""
+    base = {_told(row.setting): row for row in rows if row.policy == baseline}
+    pairs = [(row, base[_told(row.setting)]) for row in rows if row.policy != baseline and _told(row.setting) in base]
+    coarse = [(row, found) for row, other in pairs if (found := _apart(row, other)) and found.half > RESOLVED_POINTS]
+    if not coarse:
+        return []
+    counts = sorted({row.submitted for pair in pairs for row in pair})
+    told = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
+    points = math.ceil(max(found.half for _, found in coarse))
+    doubtful = [" ".join([row.policy, *_parts(row.setting)]) for row, found in coarse if found.doubtful]
+    chance = f", as may be those of {'; '.join(doubtful)}" if doubtful else ""
+    return [
+        f"Few requests, {told} a row: differences of attainment from {baseline} below {points} points may be chance"
+        f"{chance} (95 % confidence, requests taken as independent, which those of one run are not quite)."
+    ]
+
+
+class _Difference(NamedTuple):
+    """Of the share of requests that meet both objectives, in points."""
+
+    half: float
+    """Half the width of its confidence interval."""
+    doubtful: bool
+    """Whether there is a difference, and zero in the interval."""
+
+
+def _apart(row: Row, other: Row) -> _Difference | None:
+    met, base = row.values["joint_attainment_pct"], other.values["joint_attainment_pct"]
+    if met is None or base is None or met.ci95 is not None or not row.submitted or not other.submitted:
+        return None
+    low, high = difference(met.mean / 100, row.submitted, base.mean / 100, other.submitted)
+    return _Difference(50 * (high - low), met.mean != base.mean and low <= 0 <= high)
+
+
+def unclocked_note(runs: Sequence[Run]) -> list[str]:
+    """A line on runs in which latencies are not the policy's."""
+    return [UNCLOCKED] if any(run.unclocked for run in runs) else []
 
 
 def _unfinished(record: RunRecord) -> str:

@@ -127,6 +127,8 @@ def print_run(summary: dict[str, Any], folder: Path) -> None:
     """The numbers of a run as a table, and a line below on what they are not."""
     from rich.table import Table
 
+    from voltana.record.resolution import UNCLOCKED, unclocked
+
     console, table = plain_console(), Table(show_header=False, box=None)
     for name, value in (*_lines(summary), ("run record", str(short(folder)))):
         table.add_row(name, value)
@@ -134,17 +136,16 @@ def print_run(summary: dict[str, Any], folder: Path) -> None:
     if summary["starved"]:
         told = f" starved: the numbers are the machine's, not the policy's ({'; '.join(summary['starved'])})"
         console.print(told, soft_wrap=True)
-    for note in summary["energy_notes"]:
+    notes = [UNCLOCKED] if unclocked(summary) else []
+    for note in [*notes, *summary["energy_notes"]]:
         console.print(f" {note}", soft_wrap=True)
 
 
 def _lines(summary: dict[str, Any]) -> list[tuple[str, str]]:
+    from voltana.record.resolution import attainments_in_words
     from voltana.record.summary import arrivals_in_words
 
     requests, energy, live = summary["requests"], summary["energy_j"], summary["live"]
-
-    def percent(key: str) -> str:
-        return "-" if summary[key] is None else f"{100 * summary[key]:.1f} %"
 
     def percentiles(kind: str) -> str:
         return " / ".join("-" if v is None else f"{v:.1f}" for v in (summary[kind][p] for p in ("p50", "p90", "p99")))
@@ -161,8 +162,7 @@ def _lines(summary: dict[str, Any]) -> list[tuple[str, str]]:
         *(("", f"{count} failed: {reason}") for reason, count in _most(live["failures"])),
         *((name, how) for name, how in live["servers_ended"].items()),
         ("energy", f"{kilojoules('total')} kJ (prefill {kilojoules('prefill')}, decode {kilojoules('decode')})"),
-        ("TTFT attainment", f"{percent('ttft_attainment')} within {summary['slo']['ttft_ms']:g} ms"),
-        ("ITL attainment", f"{percent('itl_attainment')} within {summary['slo']['itl_ms']:g} ms"),
+        *attainments_in_words(summary),
         ("TTFT p50 / p90 / p99", f"{percentiles('ttft_ms')} ms"),
         ("ITL p50 / p90 / p99", f"{percentiles('itl_ms')} ms"),
         ("E2E p50 / p90 / p99", f"{percentiles('e2e_ms')} ms"),

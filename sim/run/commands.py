@@ -95,10 +95,8 @@ def _arrival_progress(values: dict[str, Any]) -> Iterator[Callable[[float], None
 def _print_run(values: dict[str, Any], summary: dict[str, Any], folder: Path) -> None:
     from rich.table import Table
 
+    from voltana.record.resolution import attainments_in_words
     from voltana.record.summary import arrivals_in_words, rate_in_words
-
-    def percent(share: float | None) -> str:
-        return "-" if share is None else f"{100 * share:.1f} %"
 
     def milliseconds(kind: str) -> str:
         return " / ".join("-" if v is None else f"{v:.1f}" for v in (summary[kind][p] for p in ("p50", "p90", "p99")))
@@ -116,8 +114,7 @@ def _print_run(values: dict[str, Any], summary: dict[str, Any], folder: Path) ->
             "{total:.1f} kJ (prefill {prefill:.1f}, decode {decode:.1f})".format_map(energy),
         ),
         ("energy per output token", "-" if per_token is None else f"{per_token:.4f} J"),
-        ("TTFT attainment", f"{percent(summary['ttft_attainment'])} within {summary['slo']['ttft_ms']:g} ms"),
-        ("ITL attainment", f"{percent(summary['itl_attainment'])} within {summary['slo']['itl_ms']:g} ms"),
+        *attainments_in_words(summary),
         ("TTFT p50 / p90 / p99", f"{milliseconds('ttft_ms')} ms"),
         ("ITL p50 / p90 / p99", f"{milliseconds('itl_ms')} ms"),
         ("E2E p50 / p90 / p99", f"{milliseconds('e2e_ms')} ms"),

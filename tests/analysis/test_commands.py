@@ -37,8 +37,9 @@ def test_compare_prints_a_block_per_setting(run: Run, write_run: WriteRun) -> No
     status, out, err = run(compare, "runs=runs")
     assert (status, err) == (0, "")
     assert out.startswith("source=sim model=llama31_8b gpu=a100_sxm4_80g cluster=2p2d trace=sharegpt")
-    cells = [line.split()[:4] for line in out.splitlines() if "static_max" in line or "voltana" in line]
-    assert cells == [
+    *lines, note = [line for line in out.splitlines() if "static_max" in line or "voltana" in line]
+    assert note.startswith("Few requests, 4 a row")
+    assert [line.split()[:4] for line in lines] == [
         ["50", "static_max", "200.0", "0.0"],
         ["voltana", "150.0", "25.0", "3409.091"],
         ["60", "static_max", "200.0", "0.0"],

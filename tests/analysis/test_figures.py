@@ -104,7 +104,7 @@ def test_starved_points_are_hollow(tmp_path: Path, write_run: WriteRun) -> None:
     assert [line.get_xdata().tolist() for line in hollow] == [[60]]
     assert footnote(figure).startswith("Hollow: starved")
     scatter = tradeoff(load_runs([tmp_path / "0", tmp_path / "1"]), "static_max")
-    assert not scatter.texts
+    assert footnote(scatter).startswith("Few requests, 4 a row: ")
     write_run("3", "static_max", rps=60, source="live")
     scatter = tradeoff(load_runs([tmp_path]), "static_max")
     faces = {c.get_label(): c.lines[0].get_markerfacecolor() for c in scatter.axes[1].containers}

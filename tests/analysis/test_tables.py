@@ -142,7 +142,7 @@ def test_saving_needs_the_baseline_at_the_same_setting_and_seed(tmp_path: Path, 
     assert mean(row_of(comparison, "voltana", rps=50), "saving_pct") == pytest.approx(20)
     assert row_of(comparison, "voltana", rps=60).values["saving_pct"] is None
     assert row_of(comparison, "governor").values["saving_pct"] is None
-    assert [note for note in comparison.notes if "static_max" in note] == [
+    assert [note for note in comparison.notes if "No run" in note] == [
         "No run of static_max at rps=60: no saving there."
     ]
 
@@ -280,6 +280,42 @@ def test_starved_runs_are_marked(tmp_path: Path, write_run: WriteRun) -> None:
         compared(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("count", "met", "note"),
+    [
+        (
+            70,
+            (63, 68),
+            "Few requests, 70 a row: differences of attainment from static_max below 10 points may be chance, as may",
+        ),
+        (
+            70,
+            (30, 68),
+            "Few requests, 70 a row: differences of attainment from static_max below 13 points may be chance (",
+        ),
+        (3000, (2700, 2910), None),
+    ],
+)
+def test_what_few_requests_cannot_tell_is_told(
+    tmp_path: Path, write_run: WriteRun, count: int, met: tuple[int, int], note: str | None
+) -> None:
+    for index, (policy, within) in enumerate(zip(("static_max", "voltana"), met, strict=True)):
+        folder = write_run(str(index), policy)
+        numbers = json.loads((folder / "summary.json").read_text())
+        numbers |= {"requests": {**numbers["requests"], "submitted": count}, "joint_attainment": within / count}
+        (folder / "summary.json").write_text(json.dumps(numbers))
+    notes = [each for each in compared(tmp_path).notes if each.startswith("Few")]
+    assert len(notes) == (note is not None) and all(each.startswith(str(note)) for each in notes)
+
+
+def test_that_latencies_do_not_follow_the_clock_is_told(tmp_path: Path, write_run: WriteRun) -> None:
+    folder = write_run("0", "static_max", source="live")
+    numbers = json.loads((folder / "summary.json").read_text())
+    numbers["live"] = {"servers": "sglang", "control": "simulated"}
+    (folder / "summary.json").write_text(json.dumps(numbers))
+    assert compared(tmp_path).notes[-1].startswith("Real servers beside simulated GPUs: their latencies do not follow")
+
+
 def test_runs_in_which_a_server_died_are_told(tmp_path: Path, write_run: WriteRun) -> None:
     for index, died in enumerate([{}, {"decode-1": "it ended by signal 9"}]):
         folder = write_run(str(index), "static_max", source="live", seed=index)
@@ -407,9 +443,9 @@ def test_replays_of_one_trace_are_told_by_its_rate(tmp_path: Path, write_run: Wr
     assert " rps=trace 2000 " in caption(runs)
     comparison = compare(runs, "static_max")
     assert [row.values["saving_pct"] for row in comparison.rows] == [Estimate(0.0, None, 1, 0.0, 0.0)] * 2
-    assert comparison.notes == [
-        "Traces at their own times: trace 2000/s: 4 requests in 3.0 s of t.csv, 3 of 7 rows skipped."
-    ]
+    few, *notes = comparison.notes
+    assert few.startswith("Few requests, 4 a row")
+    assert notes == ["Traces at their own times: trace 2000/s: 4 requests in 3.0 s of t.csv, 3 of 7 rows skipped."]
 
 
 @pytest.mark.parametrize(
