@@ -22,6 +22,7 @@ from voltana.sim.run.compose import compose_sim
 from voltana.state import Decision, LoadSnapshot
 
 IDLE_MHZ, BUSY_MHZ, HIGHEST_MHZ = 705, 1005, 1410
+VICTIMS_TOKENS = 7000
 
 
 @pytest.mark.parametrize("stream", [True, False])
@@ -140,24 +141,24 @@ async def test_a_server_killed_in_mid_run_takes_only_its_own_requests_with_it(st
 
 
 async def kill_in_mid_run(stack: Any, subscriber: Any, router: Any, victim: Any, tokens: int) -> None:
-    """Three requests on each decode server; one server is killed."""
-    bodies = [
-        {"input_ids": stack.prompt(50, seed), "sampling_params": stack.greedy(tokens), "stream": True}
-        for seed in range(6)
-    ]
-    calls = [await stack.call(router.url, "/generate", body) for body in bodies]
-    await stack.until(
-        lambda: subscriber.load("decode-0").batch_size == 3 and subscriber.load("decode-1").batch_size == 3
-    )
+    """Three requests on each decode server; one server is killed.
+
+    Those of the victim are so long that on no machine, however busy, the first of them ends before the last has begun.
+    """
+    calls = []
+    for seed in range(6):  # one after the other: each decode server gets every second one
+        length = VICTIMS_TOKENS if seed % 2 else tokens
+        body = {"input_ids": stack.prompt(50, seed), "sampling_params": stack.greedy(length), "stream": True}
+        calls.append(await stack.call(router.url, "/generate", body))
+        await calls[-1].head()
+        await calls[-1].part()
+    await stack.until(lambda: subscriber.load(victim.name).batch_size == 3)
     os.kill(victim.pid, signal.SIGKILL)
 
-    answers = []
-    for calling in calls:
-        await calling.head()
-        answers.append(await calling.rest())
+    answers = [await calling.rest() for calling in calls]
     whole = [answer for answer in answers if answer.is_done and "error" not in answer.events[-1]]
     broken = [answer for answer in answers if answer not in whole]
-    assert len(whole) == len(broken) == 3
+    assert (whole, broken) == (answers[::2], answers[1::2])
     assert all(answer.events[-1]["meta_info"]["completion_tokens"] == tokens for answer in whole)
     assert all(b"error" in answer.body or not answer.whole for answer in broken), "a failure looks like one"
 
