@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from voltana.analysis import style
 from voltana.analysis.labels import Point, label_piles
-from voltana.analysis.runs import Run, RunSet, flat_config
+from voltana.analysis.runs import Run, RunSet
 from voltana.analysis.tables import LEAST_FOR_INTERVAL, Estimate, Row, compare, estimate, few_requests, unclocked_note
 from voltana.errors import UserError
 from voltana.files import write_whole
@@ -142,7 +142,7 @@ class _Axis:
     """The configuration key along the horizontal axis of `curves`."""
 
     def __init__(self, key: str, runs: RunSet) -> None:
-        flats = [flat_config(run.record) for run in runs.runs]
+        flats = [run.flat for run in runs.runs]
         if not any(key in flat for flat in flats) and any(f"{key}.name" in flat for flat in flats):
             key = f"{key}.name"
         self.key = key
@@ -158,7 +158,7 @@ class _Axis:
 
     def at(self, run: Run) -> float:
         """Where a run stands on it: the value of the key, or the place of its word among `words`."""
-        value = flat_config(run.record).get(self.key)
+        value = run.flat.get(self.key)
         if self.words:
             return float(self.words.index(str(value)))
         if isinstance(value, bool) or not isinstance(value, int | float):
@@ -170,7 +170,7 @@ class _Axis:
 
     def panel(self, run: Run) -> tuple[str, ...]:
         """The column a run belongs to."""
-        rate = flat_config(run.record).get(RATE)
+        rate = run.flat.get(RATE)
         others = () if self.key == RATE or not isinstance(rate, int | float) else (f"{rate:g} requests/s",)
         return run.name("model"), run.name("trace"), *others
 
@@ -491,7 +491,7 @@ def timeline(runs: RunSet, window: Any = None) -> Figure:
 
 
 def _run_title(run: Run) -> str:
-    rate = flat_config(run.record).get(RATE)
+    rate = run.flat.get(RATE)
     parts = [run.policy, run.name("model"), run.name("trace"), *([f"{rate:g} requests/s"] if rate else [])]
     return ", ".join(
         [*parts, *(["unfinished"] if run.record.unfinished else []), *(["starved"] if run.starved else [])]

@@ -12,6 +12,7 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +72,12 @@ class Run:
 
     def name(self, group: str) -> str:
         """The chosen option of a configuration group, such as `model`."""
-        return str(_flatten(self.record.config).get(f"{group}.name", _UNSET))
+        return str(self.flat.get(f"{group}.name", _UNSET))
+
+    @cached_property
+    def flat(self) -> Flat:
+        """Its configuration, see `flat_config`."""
+        return flat_config(self.record)
 
 
 @dataclass(frozen=True)

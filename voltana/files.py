@@ -14,6 +14,31 @@ PART = ".part"
 """Ends the name of a file that is not whole yet."""
 
 
+def cache_folder() -> Path:
+    """The user's cache folder of this project."""
+    from platformdirs import user_cache_path
+
+    return user_cache_path("voltana")
+
+
+def parse_yaml(text: str) -> Any:
+    """The value of a YAML text, by libyaml where PyYAML has it: ten times faster, to the same result.
+
+    Raises:
+        yaml.YAMLError: it is none.
+    """
+    import yaml
+
+    return yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+
+
+def yaml_text(values: Any) -> str:
+    """A value as YAML, keys in alphabetical order; by libyaml where PyYAML has it, to the same text."""
+    import yaml
+
+    return str(yaml.dump(values, Dumper=getattr(yaml, "CSafeDumper", yaml.SafeDumper), sort_keys=True))
+
+
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
     """Tell a failure to write as bad input: the file and what the system said.

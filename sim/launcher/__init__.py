@@ -17,10 +17,11 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
 from functools import partial
 from multiprocessing import active_children, get_context
+from multiprocessing.context import BaseContext
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
-from hydra.core.config_loader import ConfigLoader
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.config_store import ConfigStore
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.plugins.launcher import Launcher
@@ -36,14 +37,13 @@ from voltana.app.terminal import plain_console
 from voltana.errors import RunsCrashedError, UserError
 from voltana.record import RunRecord, refuse_another
 from voltana.record.provenance import already_there, changed
-from voltana.sim.run.compose import run_values
+from voltana.sim.run.jobs import Job, JobComposer
 from voltana.sim.run.worker import Failure, begin, work
 
 
 class _Job(NamedTuple):
     label: str
     overrides: list[str]
-    config: DictConfig
     values: dict[str, Any]
     folder: Path
 
@@ -53,25 +53,41 @@ class ProcessLauncher(Launcher):
 
     def __init__(self, workers: int = 0) -> None:
         self._workers = workers or len(os.sched_getaffinity(0))
-        self._context: HydraContext | None = None
+        self._composer: JobComposer | None = None
         self._config = DictConfig({})
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         """Take what Hydra hands a launcher; jobs are run by `voltana.sim.run.simulate`, not by the task function."""
-        self._context = hydra_context
         self._config = config
-        _keep_composed(hydra_context.config_loader)
+        loader = hydra_context.config_loader
+        assert isinstance(loader, ConfigLoaderImpl)
+        self._composer = composer = JobComposer(loader, config)
+
+        def load_sweep_config(master_config: DictConfig, sweep_overrides: list[str]) -> Job:
+            return composer.job(tuple(sweep_overrides))  # Hydra's sweeper looks whether all jobs can be composed
+
+        loader.load_sweep_config = load_sweep_config  # type: ignore[method-assign, assignment]
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         """Run all jobs; those that failed are told after the last one."""
         if self._config.hydra.job.chdir:
             raise UserError(CHDIR)
         common = set.intersection(*map(set, job_overrides)) if len(job_overrides) > 1 else set()
+        assert self._composer is not None
         jobs = [
-            self._job(" ".join(o for o in overrides if o not in common), list(overrides), initial_job_idx + i)
-            for i, overrides in enumerate(job_overrides)
+            _Job(
+                " ".join(word for word in overrides if word not in common),
+                list(overrides),
+                self._composer.job(tuple(overrides)).values,
+                self._composer.folder(tuple(overrides), number),
+            )
+            for number, overrides in enumerate(job_overrides, initial_job_idx)
         ]
-        overwrite, sweep = overwrite_of(self._config), sweep_of(self._config.hydra.overrides)
+        self._composer.save()
+        overwrite, sweep = (
+            overwrite_of(self._config),
+            sweep_of(OmegaConf.to_container(self._config.hydra.overrides, resolve=False)),
+        )
         console = plain_console(stderr=True, soft_wrap=True)
         console.print(f"{len(jobs)} runs on {self._workers} processes")
         todo = jobs if overwrite else _look_around(jobs, console)
@@ -80,15 +96,6 @@ class ProcessLauncher(Launcher):
         if failures:
             _report(failures, len(jobs), console)
         return [_job_return(job) for job in jobs]
-
-    def _job(self, label: str, overrides: list[str], number: int) -> _Job:
-        assert self._context is not None
-        config = self._context.config_loader.load_sweep_config(self._config, overrides)
-        with_number = OmegaConf.create({"hydra": {"job": {"num": number, "id": str(number)}}})
-        OmegaConf.set_struct(config, False)
-        config.merge_with(with_number)
-        folder = Path(str(config.hydra.sweep.dir)) / str(config.hydra.sweep.subdir)
-        return _Job(label, overrides, config, run_values(config, overrides), folder)
 
     def _run(self, jobs: list[_Job], run: _Run, console: Console) -> list[tuple[_Job, Failure]]:
         order = {id(job): place for place, job in enumerate(jobs)}
@@ -109,20 +116,6 @@ class ProcessLauncher(Launcher):
         return sorted(failures, key=lambda each: order[id(each[0])])
 
 
-def _keep_composed(loader: ConfigLoader) -> None:
-    """Let the launcher have what the sweeper composed to see that it can be: a tenth of a second for each run."""
-    compose, composed = loader.load_sweep_config, dict[tuple[str, ...], DictConfig]()
-
-    def once(master_config: DictConfig, sweep_overrides: list[str]) -> DictConfig:
-        key = tuple(sweep_overrides)
-        if key not in composed:
-            composed[key] = compose(master_config=master_config, sweep_overrides=sweep_overrides)
-            return composed[key]
-        return composed.pop(key)
-
-    loader.load_sweep_config = once  # type: ignore[method-assign]
-
-
 _Run = Callable[[dict[str, Any], Path], Failure | None]
 
 
@@ -132,7 +125,7 @@ def _in_pool(jobs: list[_Job], workers: int, run: _Run, ended: Callable[[_Job, F
     Processes are started with Ctrl-C blocked (`voltana.sim.run.worker.begin`), so that it never strikes them half made.
     """
     lost: set[int] = set()
-    with ProcessPoolExecutor(workers, get_context("spawn"), initializer=begin) as pool:
+    with ProcessPoolExecutor(workers, _processes(), initializer=begin) as pool:
         try:
             with _interrupts_blocked():
                 futures = {pool.submit(run, job.values, job.folder): place for place, job in enumerate(jobs)}
@@ -149,6 +142,13 @@ def _in_pool(jobs: list[_Job], workers: int, run: _Run, ended: Callable[[_Job, F
             pool.shutdown(wait=True, cancel_futures=True)
             raise
     return [jobs[place] for place in sorted(lost)]
+
+
+def _processes() -> BaseContext:
+    """Where processes come from: forked, one after another, from one that has imported what a run needs."""
+    context = get_context("forkserver")
+    context.set_forkserver_preload(["voltana.sim.run.simulate"])
+    return context
 
 
 @contextmanager
@@ -212,7 +212,7 @@ ConfigStore.instance().store(
 
 
 def _job_return(job: _Job) -> JobReturn:
-    result = JobReturn(overrides=job.overrides, cfg=job.config, working_dir=str(job.folder))
+    result = JobReturn(overrides=job.overrides, working_dir=str(job.folder))
     result.status = JobStatus.COMPLETED
     return result
 

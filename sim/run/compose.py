@@ -3,21 +3,39 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from voltana.app.resolve import resolve
+from voltana import conf
+from voltana.app.kept import KeptCompositions
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
+SHIPPED = Path(conf.__path__[0])
+
 
 def compose_sim(*overrides: str) -> dict[str, Any]:
     """The resolved configuration of voltana-sim with overrides, for use from Python."""
+    kept = KeptCompositions(SHIPPED)
+    found = kept.find("values", *overrides)
+    if found is None:
+        found, again = _composed(overrides)
+        if again:
+            kept.keep(found, "values", *overrides)
+            kept.save()
+    return found
+
+
+def _composed(overrides: Sequence[str]) -> tuple[dict[str, Any], bool]:
     import hydra_plugins.voltana  # noqa: F401 - makes its launcher known to the configuration
     from hydra import compose, initialize_config_module
 
+    from voltana.app.resolve import repeats
+
     with initialize_config_module("voltana.conf", version_base="1.3"):
-        return run_values(compose("sim", overrides=list(overrides)), overrides)
+        config = compose("sim", overrides=list(overrides))
+        return run_values(config, overrides), repeats(config)
 
 
 def run_values(config: DictConfig, overrides: Sequence[str]) -> dict[str, Any]:
@@ -30,6 +48,8 @@ def run_values(config: DictConfig, overrides: Sequence[str]) -> dict[str, Any]:
     Raises:
         UserError: `replay` is set and its record cannot be simulated again.
     """
+    from voltana.app.resolve import resolve
+
     if config.replay is not None:
         from voltana.sim.run.replay import replay_config
 

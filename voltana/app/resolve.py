@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -14,10 +16,23 @@ NOT_OF_THE_RUN = ("hydra", "overwrite", "replay")
 
 def resolve(config: DictConfig) -> dict[str, Any]:
     """The configuration of a run as plain values, without `NOT_OF_THE_RUN`."""
-    own = OmegaConf.masked_copy(config, [str(key) for key in config if key not in NOT_OF_THE_RUN])
-    values = OmegaConf.to_container(own, resolve=True)
+    values = OmegaConf.to_container(without_hydra(config), resolve=True)
     assert isinstance(values, dict)
-    return {str(key): value for key, value in values.items()}
+    return {str(key): value for key, value in values.items() if key not in NOT_OF_THE_RUN}
+
+
+def without_hydra(config: DictConfig) -> DictConfig:
+    """The configuration without Hydra's own section."""
+    return (
+        OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"]) if "hydra" in config else config
+    )
+
+
+def repeats(config: DictConfig) -> bool:
+    """Whether the values of a configuration depend on nothing beside it: no time, no environment, no other run."""
+    own = without_hydra(config)
+    used = set(re.findall(r"\$\{\s*([\w.]+)\s*:", json.dumps(OmegaConf.to_container(own))))
+    return config.get("replay") is None and used <= _RESOLVERS and not OmegaConf.missing_keys(own)
 
 
 def overwrite_of(config: DictConfig) -> bool:
@@ -32,6 +47,8 @@ def overwrite_of(config: DictConfig) -> bool:
     return found
 
 
+_RESOLVERS = {"at", "nearest", "oc.select"}
+"""Those whose answer depends on the configuration alone."""
 OmegaConf.register_new_resolver(
     "nearest", lambda at, table: table[min(table, key=lambda key: abs(float(key) - float(at)))], replace=True
 )

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from voltana.errors import UserError
+from voltana.files import parse_yaml
 
 
 def this_sweep() -> dict[str, Any] | None:
@@ -21,12 +21,12 @@ def this_sweep() -> dict[str, Any] | None:
         return None
     told = Path(str(hydra.sweep.dir)) / "multirun.yaml"  # Hydra's sweeper leaves it there before the first job
     try:
-        return sweep_of(yaml.safe_load(told.read_text())["hydra"]["overrides"])
+        return sweep_of(parse_yaml(told.read_text())["hydra"]["overrides"])
     except (OSError, yaml.YAMLError, KeyError, TypeError):
         return None
 
 
-def sweep_of(overrides: Mapping[str, Sequence[str]]) -> dict[str, Any]:
+def sweep_of(overrides: Any) -> dict[str, Any]:
     """A sweep in its runs' provenance: one that is started again to go on is the same.
 
     Args:

@@ -25,10 +25,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from voltana import conf
 from voltana.errors import PolicyError, UserError, told
+from voltana.files import parse_yaml
 
 
 def build_policy(key: str, config: Mapping[str, Any], offers: Mapping[str, Callable[[], Any]]) -> Any:
@@ -73,7 +72,7 @@ def shipped(choice: str, **changes: Any) -> dict[str, Any]:
         changes: other values, by parameter.
     """
     group, _, name = choice.partition("/")
-    values = yaml.safe_load((Path(conf.__path__[0]) / group / f"{name}.yaml").read_text())
+    values = parse_yaml((Path(conf.__path__[0]) / group / f"{name}.yaml").read_text())
     values.pop("_target_", None)
     bases = [shipped(f"{group}/{base}") for base in values.pop("defaults", []) if base != "_self_"]
     return {key: value for each in (*bases, values, changes) for key, value in each.items()}

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 from voltana.app.config import PlantConfig
 from voltana.errors import UserError
+from voltana.files import cache_folder
 from voltana.prediction import ecopred, fit, profile
 from voltana.prediction.ecopred import EcoPred
 
@@ -62,13 +63,6 @@ def predictor_file(source: str, config: PlantConfig, measured: Measured) -> Path
 def about_plant(config: PlantConfig) -> dict[str, Any]:
     """What a predictor file says of its origin."""
     return {"source": config.profile.source, "model": config.model.get("name"), "gpu": config.gpu.get("name")}
-
-
-def cache_folder() -> Path:
-    """The user's cache folder of this project."""
-    from platformdirs import user_cache_path
-
-    return user_cache_path("voltana")
 
 
 def _content_hash(config: PlantConfig, code: Sequence[Path]) -> str:

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import yaml
 
 from voltana.errors import UserError
-from voltana.files import PART
+from voltana.files import PART, parse_yaml
 from voltana.record.schema import (
     CONFIG,
     INSTANCE_SCHEMA,
@@ -56,7 +56,7 @@ class RunRecord:
     @cached_property
     def config(self) -> dict[str, Any]:
         """The resolved configuration."""
-        loaded = _parse(self.folder / CONFIG, yaml.safe_load)
+        loaded = _parse(self.folder / CONFIG, parse_yaml)
         return dict(loaded)
 
     @cached_property

@@ -9,10 +9,8 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any, Self
 
-import yaml
-
 from voltana.errors import UserError
-from voltana.files import PART, write_whole, writing
+from voltana.files import PART, write_whole, writing, yaml_text
 from voltana.record.claim import Claim, claim
 from voltana.record.schema import (
     CONFIG,
@@ -60,7 +58,7 @@ class RecordWriter:
             if claimed is None:
                 stack.enter_context(claim(folder, config))
             self._clear()
-            _write(folder / CONFIG, yaml.safe_dump(dict(config), sort_keys=True))
+            _write(folder / CONFIG, yaml_text(dict(config)))
             _write(folder / PROVENANCE, json.dumps(dict(provenance or {}), indent=2) + "\n")
             self._tables = (
                 TableWriter(folder / REQUESTS, REQUEST_SCHEMA, chunk_rows),
