@@ -6,6 +6,8 @@ from typing import Any
 
 import pytest
 
+from voltana.live.servers.sglang.flags import server_flags
+
 PROMPT_TOKENS = (1, 17, 300, 5000)
 """The last one is longer than a chunk of prefill, so its KV cache goes over in parts."""
 
@@ -187,6 +189,27 @@ async def test_an_abort_ends_the_request_of_that_name(stack: Any) -> None:
         answer = await calling.rest()
         calling.close()
         assert answer.events[-1]["meta_info"]["finish_reason"]["type"] == "abort"
+
+
+async def test_a_client_sees_the_first_token_when_decode_has_a_place(stack: Any) -> None:
+    """So TTFT holds the wait for decode's batch, as in the simulator and the emulated servers; prefill is idle here."""
+    places = server_flags("decode", "cpu")["max-running-requests"]
+
+    def body(prompts: list[list[int]], tokens: int, **more: Any) -> dict[str, Any]:
+        return {"input_ids": prompts, "sampling_params": stack.greedy(tokens), **more}
+
+    prompts = [stack.prompt(10, seed) for seed in range(places + 1)]
+    async with stack.router(1, 1) as router, stack.telemetry() as telemetry:
+        first = asyncio.create_task(stack.ask(router.url, "/generate", body(prompts[:1], 100)))
+        others = asyncio.create_task(stack.ask(router.url, "/generate", body(prompts[1:-1], 300)))
+        await stack.until(lambda: telemetry.latest["decode-0"].load.batch_size == places)
+        assert not first.done()
+        late = await stack.call(router.url, "/generate", body(prompts[-1:], 5, stream=True))
+        await late.head()
+        await late.part()
+        assert first.done() and not others.done(), "the first token came when a place was free, and no sooner"
+        assert (await late.rest()).is_done and (await others).status == 200
+        late.close()
 
 
 async def test_prompts_of_many_bytes_pass(stack: Any) -> None:
