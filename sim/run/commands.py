@@ -6,14 +6,14 @@ import importlib
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from voltana.app.cli import hydra_command
 from voltana.app.extras import require
-from voltana.app.help import wants_help
 from voltana.app.terminal import plain_console, short
 from voltana.errors import UserError
 
@@ -23,23 +23,30 @@ if TYPE_CHECKING:
 
 def simulate() -> None:
     """voltana-sim: one simulated run, or a sweep with -m."""
-    sim_command(_simulate, program="voltana-sim")
+    sim_command(_simulate, program="voltana-sim", known=_known_run)
 
 
-def sim_command(job: Callable[[DictConfig], None], program: str) -> None:
+def sim_command(
+    job: Callable[[DictConfig], None],
+    program: str,
+    known: Callable[[Sequence[str]], Callable[[], None] | None] = lambda words: None,
+) -> None:
     """Run a command that takes the configuration of voltana-sim, and has its launcher of sweeps.
 
     Args:
         job: what it does with a configuration.
         program: its name, as the user typed it.
+        known: see `voltana.app.cli.hydra_command`.
     """
     one_thread_each()
-    if not wants_help(sys.argv[1:]):  # which is told sooner without Hydra
-        from hydra.core.plugins import Plugins
-        from hydra_plugins.voltana import ProcessLauncher
+    hydra_command("sim", job, program=program, known=known, before_hydra=_register_launcher)()
 
-        Plugins.instance().register(ProcessLauncher)  # Hydra's own search does not see editable installs
-    hydra_command("sim", job, program=program)()
+
+def _register_launcher() -> None:
+    from hydra.core.plugins import Plugins
+    from hydra_plugins.voltana import ProcessLauncher
+
+    Plugins.instance().register(ProcessLauncher)  # Hydra's own search does not see editable installs
 
 
 def one_thread_each() -> None:
@@ -60,14 +67,27 @@ def _simulate(config: DictConfig) -> None:
     from voltana.app.resolve import overwrite_of
     from voltana.app.sweeps import refuse_experiment_alone, this_sweep
     from voltana.sim.run.compose import run_values
-    from voltana.sim.run.worker import run_job
+    from voltana.sim.run.known import keep_run
 
     refuse_experiment_alone()
     hydra = HydraConfig.get()
     values, overwrite = run_values(config, hydra.overrides.task), overwrite_of(config)
-    folder = Path(hydra.runtime.output_dir)
+    keep_run(config, hydra, values)
+    _run(values, Path(hydra.runtime.output_dir), overwrite, this_sweep())
+
+
+def _known_run(words: Sequence[str]) -> Callable[[], None] | None:
+    from voltana.sim.run.known import find_run
+
+    found = find_run(words)
+    return None if found is None else partial(_run, found.values, found.folder, found.overwrite, None)
+
+
+def _run(values: dict[str, Any], folder: Path, overwrite: bool, sweep: dict[str, Any] | None) -> None:
+    from voltana.sim.run.worker import run_job
+
     with _arrival_progress(values) as progress:
-        summary, already_there = run_job(values, folder, overwrite, this_sweep(), progress)
+        summary, already_there = run_job(values, folder, overwrite, sweep, progress)
     if already_there:
         print(f"{short(folder)}: this run is there already; overwrite=true runs it again", file=sys.stderr)
     _print_run(values, summary, folder)
@@ -76,11 +96,13 @@ def _simulate(config: DictConfig) -> None:
 @contextmanager
 def _arrival_progress(values: dict[str, Any]) -> Iterator[Callable[[float], None]]:
     """A bar over the time in which requests arrive, or over their number where that is all that bounds the run."""
+    if not sys.stderr.isatty():
+        yield lambda _: None
+        return
     from rich.progress import Progress
 
     duration, requests = values.get("duration_s"), values.get("requests")
-    console = plain_console(stderr=True)
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
+    with Progress(console=plain_console(stderr=True), transient=True) as bar:
         task = bar.add_task("simulating", total=duration or requests)
 
         def advance(now_s: float) -> None:
@@ -93,19 +115,16 @@ def _arrival_progress(values: dict[str, Any]) -> Iterator[Callable[[float], None
 
 
 def _print_run(values: dict[str, Any], summary: dict[str, Any], folder: Path) -> None:
-    from rich.table import Table
-
     from voltana.record.resolution import attainments_in_words
     from voltana.record.summary import arrivals_in_words, rate_in_words
 
     def milliseconds(kind: str) -> str:
         return " / ".join("-" if v is None else f"{v:.1f}" for v in (summary[kind][p] for p in ("p50", "p90", "p99")))
 
-    table = Table(show_header=False, box=None)
     requests = summary["requests"]
     energy = {phase: summary["energy_j"][phase] / 1e3 for phase in ("total", "prefill", "decode")}
     per_token = summary["energy_per_output_token_j"]
-    for name, value in (
+    lines = (
         ("policy", f"{values['policy']['name']}, {rate_in_words(summary['arrivals'])}, seed {values['seed']}"),
         *arrivals_in_words(summary["arrivals"]),
         ("requests", f"{requests['completed']} completed, {requests['failed']} failed"),
@@ -122,9 +141,10 @@ def _print_run(values: dict[str, Any], summary: dict[str, Any], folder: Path) ->
         ("clock changes", f"{summary['clock_changes']}"),
         ("simulated", f"{summary['duration_s']:.1f} s in {summary['wall_s']:.2f} s"),
         ("run record", str(short(folder))),
-    ):
-        table.add_row(name, value)
-    plain_console().print(table)
+    )
+    widest = max(len(name) for name, _ in lines)
+    for name, value in lines:
+        print(f" {name:{widest}}  {value}")
 
 
 def _profile(config: DictConfig) -> None:

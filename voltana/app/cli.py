@@ -7,17 +7,15 @@ failed. With HYDRA_FULL_ERROR=1 in the environment every error keeps its traceba
 
 from __future__ import annotations
 
-import difflib
 import os
 import re
 import sys
 import traceback
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, NoReturn
 
 import voltana
-from voltana.app.help import help_page, wants_help
 from voltana.app.terminal import take_any_text
 from voltana.errors import PolicyError, RunError, UserError, one_line
 
@@ -37,7 +35,13 @@ _FULL_ERROR = "HYDRA_FULL_ERROR"
 
 
 def hydra_command(
-    config_name: str, run: Callable[[DictConfig], None], *, program: str, config_path: str = CONFIG_PATH
+    config_name: str,
+    run: Callable[[DictConfig], None],
+    *,
+    program: str,
+    config_path: str = CONFIG_PATH,
+    known: Callable[[Sequence[str]], Callable[[], None] | None] = lambda words: None,
+    before_hydra: Callable[[], None] = lambda: None,
 ) -> Callable[[], None]:
     """Make the function behind a console script.
 
@@ -46,6 +50,8 @@ def hydra_command(
         run: the job; called once, or once per combination with `-m`. Missing values (`???`) are refused before it.
         program: the name of the script, as the user typed it; Hydra's `hydra.job.name`.
         config_path: where the configuration lives: a package (`pkg://...`) or an absolute folder.
+        known: gives the job of a command line for which Hydra is not needed, as its configuration is known; else None.
+        before_hydra: called where Hydra is needed, before it begins.
     """
 
     def command() -> None:
@@ -54,17 +60,24 @@ def hydra_command(
         if "--version" in words:
             print(f"{program} {voltana.__version__}")
             return
-        if wants_help(words):
+        if "--help" in words or "-h" in words:
+            from voltana.app.help import help_page
+
             with _until_seen_enough():
                 print(help_page(program, config_name, config_path, words), flush=True)
             return
         if os.environ.get(_FULL_ERROR) == "1":
+            before_hydra()
             _App(run, program).start(config_path, config_name)
             return
         try:
             app = _App(run, program, collect=True)
             with _hydra_raises(), _until_seen_enough():
-                app.start(config_path, config_name)
+                if (job := known(words)) is not None:
+                    app.attempt(job)
+                else:
+                    before_hydra()
+                    app.start(config_path, config_name)
         except KeyboardInterrupt:
             _stop(f"{program}: interrupted", 130)
         except UserError as error:
@@ -119,11 +132,23 @@ class _App:
             raise UserError(explain(error)) from error
 
     def _job(self, config: DictConfig) -> None:
-        self.jobs += 1
-        try:
+        def run() -> None:
             _check_folder_stays()
             _check_complete(config)
             self._run(config)
+
+        self.attempt(run, _job_label)
+
+    def attempt(self, job: Callable[[], None], label: Callable[[], str] = lambda: "") -> None:
+        """Do a job; bad input that it meets is collected, what else it raises is a bug.
+
+        Args:
+            job: what to do.
+            label: names it in front of what is collected.
+        """
+        self.jobs += 1
+        try:
+            job()
         except Exception as error:
             message = explain_job_error(error)
             if message is None or self._collecting_process is None:
@@ -134,7 +159,7 @@ class _App:
             status = error.status if isinstance(error, UserError) else UserError.status
             self.status = min(self.status or status, status)
             _print_traceback(error)
-            self.refused.append(_job_label() + message)
+            self.refused.append(label() + message)
 
 
 def explain(error: BaseException) -> str:
@@ -309,6 +334,8 @@ def _report(refused: list[str], jobs: int) -> str:
 
 
 def _choices(found: str, allowed: Iterable[str]) -> str:
+    import difflib
+
     names = sorted(allowed)
     close = difflib.get_close_matches(found, names, n=1)
     return f"; allowed: {', '.join(names)}" + (f"; did you mean {close[0]}?" if close else "")

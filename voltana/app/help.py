@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import re
 import textwrap
-from argparse import ArgumentParser
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib import resources
 from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
+
+from voltana.app.kept import split_own_folders
+from voltana.files import parse_yaml
 
 if TYPE_CHECKING:
     import yaml
@@ -39,11 +41,6 @@ _FLAGS = (
 )
 
 
-def wants_help(words: Sequence[str]) -> bool:
-    """Whether a command line asks for the page."""
-    return "--help" in words or "-h" in words
-
-
 def help_page(program: str, config_name: str, config_path: str, words: Sequence[str]) -> str:
     """The page of a command.
 
@@ -52,14 +49,12 @@ def help_page(program: str, config_name: str, config_path: str, words: Sequence[
         config_name, config_path: of its primary configuration, as of `voltana.app.cli.hydra_command`.
         words: the command line: `--config-dir` in it adds choices.
     """
-    import yaml
-
     shipped = (
         resources.files(config_path.removeprefix("pkg://")) if config_path.startswith("pkg:") else Path(config_path)
     )
-    folders = [shipped, *_own_folders(words)]
+    folders = [shipped, *split_own_folders([word for word in words if word not in ("-h", "--help")])[0]]
     text = (shipped / f"{config_name}.yaml").read_text(encoding="utf-8")
-    loaded = yaml.safe_load(text)
+    loaded = parse_yaml(text)
     chosen = dict(_choices(loaded.get("defaults", [])))
     groups = {group: _options(folders, group) for group in chosen}
     parts = [part for group in chosen for part in _parts(folders, group)]
@@ -75,13 +70,6 @@ def help_page(program: str, config_name: str, config_path: str, words: Sequence[
         "Flags:\n" + _lines(_FLAGS if groups else [flag for flag in _FLAGS if not flag.for_choices]),
     ]
     return "\n\n".join(sections)
-
-
-def _own_folders(words: Sequence[str]) -> list[Path]:
-    parser = ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    parser.add_argument("--config-dir", "-cd", type=Path, action="append", default=[])
-    known, _ = parser.parse_known_args([word for word in words if word not in ("-h", "--help")])
-    return [folder for folder in known.config_dir if folder.is_dir()]
 
 
 def _choices(defaults: Sequence[Any]) -> Iterator[tuple[str, str | None]]:
@@ -196,7 +184,7 @@ def _keys(text: str) -> Iterator[_Entry]:
     """Every key of a configuration file with its value and the comments above and beside it."""
     import yaml
 
-    root = yaml.compose(text)
+    root = yaml.compose(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
     yield from _keys_of(root, text.splitlines(), "") if isinstance(root, yaml.MappingNode) else ()
 
 

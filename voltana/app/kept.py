@@ -123,3 +123,15 @@ def folders_of(sources: Sequence[Mapping[str, str]]) -> list[Path] | None:
             case _:
                 return None
     return folders
+
+
+def split_own_folders(words: Sequence[str]) -> tuple[list[Path], list[str]]:
+    """A command line's own configuration folders, as far as they are there, and its other words."""
+    if not any(word.startswith("-") for word in words):
+        return [], list(words)
+    from argparse import ArgumentParser
+
+    parser = ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    parser.add_argument("--config-dir", "-cd", type=Path, action="append", default=[])
+    known, others = parser.parse_known_args(words)
+    return [folder for folder in known.config_dir if folder.is_dir()], others
