@@ -1,6 +1,8 @@
 """The GPUs of instances: what is commanded, what is metered.
 
 owned.py       commanded and read through an owner of clocks: real, simulated, or only observed
+several.py     those of several hosts, each with an owner
+host_clock.py  times that another host tells
 emulated.py    those of emulated servers, which know their own energy to the joule
 energy.py      energy over time, and rows of `instances.parquet`
 """

@@ -20,6 +20,7 @@ from voltana.live.clocks.schedule import HIGHER_CLOCK
 from voltana.live.clocks.simulated import Load
 from voltana.live.gpus import ANSWER_S, READ_EVERY_S, Gpus, Meter, Setpoint
 from voltana.live.gpus.energy import EnergyCurve, History
+from voltana.live.gpus.host_clock import HostClock
 from voltana.live.telemetry.feed import load_of
 from voltana.live.telemetry.message import Telemetry
 from voltana.record import InstanceRow
@@ -36,6 +37,7 @@ class OwnedGpus(Gpus):
         name: of this client, for the owner's messages.
         drives: whether clocks are commanded; the GPUs are then taken by `open`, else when one is.
         on_lost: called, in the event loop, when the owner is gone.
+        where: said before what is wrong with the owner, where there are several.
     """
 
     def __init__(
@@ -46,12 +48,15 @@ class OwnedGpus(Gpus):
         *,
         drives: bool,
         on_lost: Callable[[str], None] = lambda message: None,
+        where: str = "",
     ) -> None:
         self.drives = drives
         self._control = control
         self._groups = groups
+        self._host_clock = HostClock()
         self._name = name
         self._on_lost = on_lost
+        self._where = f"{where}: " if where else ""
         self._feeds = isinstance(control, SimulatedControl)
         self._stack = ExitStack()
         self._client: ClockClient | None = None
@@ -67,6 +72,11 @@ class OwnedGpus(Gpus):
         self._start_s = 0.0
         self._reading: asyncio.Task[None] | None = None
 
+    @property
+    def instances(self) -> list[str]:
+        """Those whose GPUs these are."""
+        return list(self._groups)
+
     async def open(self) -> None:
         """Connect to the owner and take the GPUs; see `Gpus`."""
         loop = asyncio.get_running_loop()
@@ -75,13 +85,13 @@ class OwnedGpus(Gpus):
         def on_event(event: Event) -> None:
             loop.call_soon_threadsafe(self._happened, event)
 
-        self._client = client = self._stack.enter_context(self._control.open(gpus, self._name, on_event))
         try:
+            self._client = client = self._stack.enter_context(self._control.open(gpus, self._name, on_event))
             for name in self._groups if self.drives else ():
                 self._own(name)
         except ClockError as error:
             self._stack.close()
-            raise UserError(str(error)) from error
+            raise UserError(f"{self._where}{error}") from error
         known = [client.gpus[gpu] for gpu in gpus if gpu in client.gpus]
         shared = set.intersection(*(set(info.clocks_mhz) for info in known)) if known else set()
         self.clocks_mhz = sorted(shared)
@@ -111,7 +121,7 @@ class OwnedGpus(Gpus):
                 logger.warning("the owner of clocks refuses: %s", event.message)
             self._refused[event.message] += 1
         elif isinstance(event, Lost):
-            self._on_lost(event.message)
+            self._on_lost(f"{self._where}{event.message}")
 
     async def close(self) -> None:
         """Hang up; the owner restores what was changed."""
@@ -197,12 +207,21 @@ class OwnedGpus(Gpus):
     async def read(self, instance: str) -> Meter:
         """Read the meters; see `Gpus`."""
         try:
-            readings = (await asyncio.wrap_future(self._connected.request_readings(self._groups[instance]))).readings
+            readings = await self._ask(self._groups[instance])
         except ClockError as error:
             raise UserError(f"control: the meters of {instance} cannot be read: {error}") from error
         energies_j = [reading.energy_j for reading in readings if reading.energy_j is not None]
         energy_j = sum(energies_j) if len(energies_j) == len(readings) else None
-        return Meter(readings[0].time_s, energy_j, readings[0].clock_mhz)
+        return Meter(self._host_clock.here(readings[0].time_s), energy_j, readings[0].clock_mhz)
+
+    async def _ask(self, gpus: Sequence[int] | None = None) -> list[Reading]:
+        """Readings of these GPUs, of all by default; every answer tells more of the owner's clock."""
+        asked_s = time.monotonic()
+        readings = (await asyncio.wrap_future(self._connected.request_readings(gpus))).readings
+        came_s = time.monotonic()
+        for reading in readings:
+            self._host_clock.answered(asked_s, reading.time_s, came_s)
+        return readings
 
     def power_w(self, instance: str) -> float | None:
         """The last reading; see `Gpus`."""
@@ -230,7 +249,7 @@ class OwnedGpus(Gpus):
 
     async def _read_once(self) -> bool:
         try:
-            readings = (await asyncio.wrap_future(self._connected.request_readings())).readings
+            readings = await self._ask()
         except ClockError:
             return False
         of = {reading.gpu: reading for reading in readings}
@@ -240,7 +259,8 @@ class OwnedGpus(Gpus):
 
     def _take(self, name: str, readings: list[Reading]) -> None:
         self._readings[name] = readings
-        time_s = sum(reading.time_s for reading in readings) / len(readings) - self._start_s
+        told_s = sum(reading.time_s for reading in readings) / len(readings)
+        time_s = self._host_clock.here(told_s) - self._start_s
         self._read_s[name] = time_s
         self._history[name].clock(time_s, self.clock_mhz(name))
         counters_j = [reading.energy_j for reading in readings if reading.energy_j is not None]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Annotated, Any
 
@@ -58,27 +59,36 @@ def of_section(name: str) -> Iterator[None]:
         raise UserError(f"{name}.{error}") from error
 
 
-def gpu_groups(found: Any, names: list[str], tp: int) -> dict[str, list[int]]:
+def gpu_groups(found: Any, names: list[str], tp: int, owners: Mapping[str, str] | None = None) -> dict[str, list[int]]:
     """The GPUs of each instance.
 
     Args:
-        found: `servers.gpus`: a list of indices per instance, or None for consecutive ones.
+        found: `servers.gpus`: a list of indices per instance, or None for consecutive ones on each host.
         names: of the instances.
         tp: GPUs of an instance.
+        owners: who owns the clocks of an instance's GPUs, which stands for its host; those not named are on this one.
 
     Raises:
-        UserError: another number of lists, or of GPUs in one, or a GPU that is named twice.
+        UserError: another number of lists, or of GPUs in one, or a GPU of a host that is named twice.
     """
+    owner_of = {name: (owners or {}).get(name, "") for name in names}
     if found is None:
-        return {name: list(range(tp * place, tp * (place + 1))) for place, name in enumerate(names)}
-    allowed = f"allowed: a list of {tp} GPU indices for each of the {len(names)} servers, each GPU once"
+        next_gpu = Counter[str]()
+        groups = {}
+        for name in names:
+            first = next_gpu[owner_of[name]]
+            groups[name] = list(range(first, first + tp))
+            next_gpu[owner_of[name]] += tp
+        return groups
+    allowed = f"allowed: a list of {tp} GPU indices for each of the {len(names)} servers, each GPU of a host once"
     lists = found if isinstance(found, list) else []
-    indices = [gpu for group in lists if isinstance(group, list) for gpu in group]
-    fits = len(lists) == len(names) and all(isinstance(group, list) and len(group) == tp for group in lists)
-    if not fits or len(set(indices)) < len(indices):
+    if len(lists) != len(names) or not all(isinstance(group, list) and len(group) == tp for group in lists):
         raise UserError(f"servers.gpus: found {found}, {allowed}")
-    for gpu in indices:
-        if not isinstance(gpu, int):
+    for gpu in (gpu for group in lists for gpu in group):
+        if isinstance(gpu, bool) or not isinstance(gpu, int):
             raise UserError(f"servers.gpus: found {gpu!r}, {allowed}")
         checks.number("servers.gpus", gpu, low=0)
+    places = [(owner_of[name], gpu) for name, group in zip(names, lists, strict=True) for gpu in group]
+    if len(set(places)) < len(places):
+        raise UserError(f"servers.gpus: found {found}, {allowed}")
     return dict(zip(names, lists, strict=True))

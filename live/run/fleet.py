@@ -32,9 +32,11 @@ class Fleet(Protocol):
 
     Attributes:
         emulated: whether the servers are simulated GPUs themselves.
+        owners: by instance, the socket of the owner of its GPUs' clocks, where that is not the owner of `control`.
     """
 
     emulated: bool
+    owners: Mapping[str, str]
 
     def servers(self, config: LiveConfig, folder: Path, on_exit: OnExit) -> Servers:
         """The servers, not started yet.
@@ -66,6 +68,7 @@ class EmulatedFleet:
     """
 
     emulated = True
+    owners: Mapping[str, str] = {}
 
     def __init__(self, *, stream_interval: int = 1) -> None:
         self._settings = {"stream_interval": stream_interval}
@@ -110,6 +113,7 @@ class SglangFleet:
     """
 
     emulated = False
+    owners: Mapping[str, str] = {}
 
     def __init__(
         self,
@@ -176,8 +180,8 @@ class AttachedFleet:
     """Servers that run already, neither started nor stopped.
 
     Args:
-        prefill: a mapping each: url, bootstrap_port, telemetry.
-        decode: a mapping each: url, telemetry.
+        prefill: a mapping each: url, bootstrap_port, telemetry; on another host also owner, see `attached_endpoint`.
+        decode: the same without bootstrap_port.
         gpus: indices of the GPUs of each server, prefill first; None: in order.
         wait_s: time they get to be healthy.
         any_version: take a release of SGLang that is not tested.
@@ -198,6 +202,7 @@ class AttachedFleet:
             *(attached_endpoint("prefill", place, each) for place, each in enumerate(prefill)),
             *(attached_endpoint("decode", place, each) for place, each in enumerate(decode)),
         ]
+        self.owners = {each.name: each.owner for each in self._endpoints if each.owner}
         self._gpus = gpus
         self._wait_s = checks.number("servers.wait_s", wait_s, low=0)
         self._any_version = checks.flag("servers.any_version", any_version)
@@ -216,7 +221,7 @@ class AttachedFleet:
 
     def gpus(self, config: LiveConfig) -> dict[str, list[int]]:
         """See `Fleet`."""
-        return gpu_groups(self._gpus, names_of(config), _tp(config))
+        return gpu_groups(self._gpus, names_of(config), _tp(config), self.owners)
 
 
 class AttachedServers:
@@ -288,7 +293,8 @@ def attached_endpoint(
     Args:
         role: what it does.
         place: its number among those.
-        found: a mapping: url, telemetry, and bootstrap_port of a prefill server.
+        found: a mapping: url, telemetry, and bootstrap_port of a prefill server; may have owner, the socket by which
+            the owner of its GPUs' clocks is reached, where that is another than that of `control`.
         key: where the mapping stands in the configuration; None: where `AttachedFleet` has it.
 
     Raises:
@@ -296,8 +302,9 @@ def attached_endpoint(
     """
     key = key or f"servers.{role}.{place}"
     known = {"url", "telemetry"} | ({"bootstrap_port"} if role == "prefill" else set())
-    if not isinstance(found, Mapping) or set(found) != known:
-        raise UserError(f"{key}: found {found!r}, allowed: a mapping with {', '.join(sorted(known))}")
+    if not isinstance(found, Mapping) or not known <= set(found) <= known | {"owner"}:
+        allowed = f"a mapping with {', '.join(sorted(known))}, and owner for a server on another host"
+        raise UserError(f"{key}: found {found!r}, allowed: {allowed}")
     try:
         url = urlsplit(str(found["url"]))
         host, port = url.hostname, url.port
@@ -309,7 +316,10 @@ def attached_endpoint(
     telemetry = str(found["telemetry"])
     if not telemetry.startswith(("ipc://", "tcp://")):
         raise UserError(f"{key}.telemetry: found {telemetry!r}, allowed: ipc:///PATH or tcp://HOST:PORT")
-    return Endpoint(f"{role}-{place}", role, host, port, bootstrap, telemetry)
+    owner = found.get("owner", "")
+    if not isinstance(owner, str) or (owner and not owner.startswith("/")):
+        raise UserError(f"{key}.owner: found {owner!r}, allowed: the path of a socket, from / on")
+    return Endpoint(f"{role}-{place}", role, host, port, bootstrap, telemetry, owner=owner)
 
 
 def names_of(config: LiveConfig) -> list[str]:

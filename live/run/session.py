@@ -26,6 +26,7 @@ from voltana.live.controller import Controller
 from voltana.live.gpus import Gpus
 from voltana.live.gpus.emulated import EmulatedGpus
 from voltana.live.gpus.owned import OwnedGpus
+from voltana.live.gpus.several import SeveralGpus
 from voltana.live.router.command import tune_gc
 from voltana.live.router.fleet import Backend
 from voltana.live.router.server import RouterServer
@@ -235,8 +236,22 @@ class LiveRun:
                 per_host=max(1, gpus_per_host(config, plant) // plant.model.tp),
                 drives=drives,
             )
-        groups = self._fleet.gpus(config)
-        return OwnedGpus(self._control, groups, "voltana-live", drives=drives, on_lost=self._clocks_lost)
+        groups, owners = self._fleet.gpus(config), self._fleet.owners
+        parts = [
+            self._owned(owner, {name: gpus for name, gpus in groups.items() if owners.get(name, "") == owner}, drives)
+            for owner in dict.fromkeys(owners.get(name, "") for name in groups)
+        ]
+        return parts[0] if len(parts) == 1 else SeveralGpus(parts)
+
+    def _owned(self, owner: str, groups: Mapping[str, list[int]], drives: bool) -> OwnedGpus:
+        """GPUs of one owner; of `control` if the path of its socket is empty."""
+        if not owner:
+            return OwnedGpus(self._control, groups, "voltana-live", drives=drives, on_lost=self._clocks_lost)
+        if not isinstance(self._control, NvmlControl | ObserveControl):
+            raise UserError(f"servers: found owner {owner} of {min(groups)}, allowed: with control=nvml or observe")
+
+        control = NvmlControl(socket=owner)
+        return OwnedGpus(control, groups, "voltana-live", drives=drives, on_lost=self._clocks_lost, where=owner)
 
     def _clocks_lost(self, message: str) -> None:
         if not self._happened.lost:

@@ -24,6 +24,8 @@ class Endpoint(NamedTuple):
     pid: int = 0
     """0: not started here."""
     log: Path | None = None
+    owner: str = ""
+    """Socket of the owner of its GPUs' clocks, forwarded from another host; empty: that of `control`."""
 
     @property
     def url(self) -> str:

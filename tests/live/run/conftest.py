@@ -9,7 +9,7 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from http.client import HTTPException
 from pathlib import Path
 from typing import NamedTuple
@@ -153,9 +153,12 @@ def start(tmp_path: Path, cache: Path) -> Iterator[Callable[..., Started]]:
 
 @pytest.fixture
 def attach(start: Callable[..., Started]) -> Callable[..., Started]:
-    """Start a run that attaches to the servers of another and drives simulated GPUs by their telemetry."""
+    """Start a run that attaches to the servers of another and drives simulated GPUs by their telemetry.
 
-    def go(*overrides: str) -> Started:
+    `owners` names the sockets of owners of clocks, by role, for those whose GPUs are not those of `control`.
+    """
+
+    def go(*overrides: str, owners: Mapping[str, Path] | None = None) -> Started:
         host = start("duration_s=120", "rps=1")
         host.says("of 120 s:")
         folder = next(host.temporary.glob("voltana-emulated-*"))
@@ -165,7 +168,8 @@ def attach(start: Callable[..., Started]) -> Callable[..., Started]:
             serving = next(port for port in ports if is_healthy(port))
             bootstrap = "".join(f"bootstrap_port: {port}, " for port in ports if port != serving)
             telemetry = f"ipc://{folder / f'{role}-{place}.sock'}"
-            servers[role].append(f"{{url: 'http://127.0.0.1:{serving}', {bootstrap}telemetry: '{telemetry}'}}")
+            owner = f", owner: '{owners[role]}'" if owners and role in owners else ""
+            servers[role].append(f"{{url: 'http://127.0.0.1:{serving}', {bootstrap}telemetry: '{telemetry}'{owner}}}")
         lists = (f"servers.{role}=[{','.join(each)}]" for role, each in servers.items())
         return start("servers=attach", *lists, *overrides)
 
