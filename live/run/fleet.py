@@ -104,6 +104,7 @@ class SglangFleet:
         python: or the interpreter of another environment with SGLang and this project.
         model: folder or name of the model; None: the tiny one of the environment.
         device: cpu or cuda.
+        transfer: how the KV cache gets from prefill to decode servers (`live/servers/sglang/flags.py`).
         gpus: indices of the GPUs of each server, prefill first; None: in order.
         flags, role_flags: changes to the servers' flags.
         variables: further environment variables.
@@ -122,6 +123,7 @@ class SglangFleet:
         python: str | None = None,
         model: str | None = None,
         device: Device = "cpu",
+        transfer: str | None = None,
         gpus: list[list[int]] | None = None,
         flags: Mapping[str, Any] | None = None,
         role_flags: Mapping[Role, Mapping[str, Any]] | None = None,
@@ -144,6 +146,7 @@ class SglangFleet:
         self._device: Device = device
         self._gpus = gpus
         self._options = {
+            "transfer": transfer,
             "flags": flags or {},
             "role_flags": role_flags or {},
             "environment": variables or {},
@@ -156,18 +159,18 @@ class SglangFleet:
     def servers(self, config: LiveConfig, folder: Path, on_exit: OnExit) -> SglangServers:
         """See `Fleet`."""
         groups = list(self.gpus(config).values())
-        servers = SglangServers(
-            self._python,
-            self._model,
-            prefill=config.cluster.prefill_instances,
-            decode=config.cluster.decode_instances,
-            device=self._device,
-            gpus=groups if self._device == "cuda" else (),
-            folder=folder / "logs" if self._logs is None else Path(self._logs),
-            on_exit=on_exit,
-            **self._options,  # type: ignore[arg-type]
-        )
         with of_section("servers"):
+            servers = SglangServers(
+                self._python,
+                self._model,
+                prefill=config.cluster.prefill_instances,
+                decode=config.cluster.decode_instances,
+                device=self._device,
+                gpus=groups if self._device == "cuda" else (),
+                folder=folder / "logs" if self._logs is None else Path(self._logs),
+                on_exit=on_exit,
+                **self._options,  # type: ignore[arg-type]
+            )
             servers.check()
         return servers
 

@@ -27,7 +27,15 @@ from voltana.errors import UserError
 from voltana.live.http import is_healthy
 from voltana.live.servers import Endpoint, Role
 from voltana.live.servers.sglang.environment import Environment, clean_environment
-from voltana.live.servers.sglang.flags import ENVIRONMENT, Device, arguments, data_parallel, server_flags
+from voltana.live.servers.sglang.flags import (
+    ENVIRONMENT,
+    Device,
+    KvPath,
+    arguments,
+    data_parallel,
+    kv_path,
+    server_flags,
+)
 from voltana.live.servers.sglang.installed import check_installed
 from voltana.live.servers.sglang.process import ServerProcess
 from voltana.live.telemetry.sglang_versions import ANY
@@ -63,6 +71,7 @@ class SglangServers:
         model: folder of the model, or its name.
         prefill, decode, unified: how many of each.
         device: cpu or cuda.
+        transfer: how the KV cache gets from prefill to decode servers, see `flags.TRANSFERS`; None: the device's first.
         gpus: per server, in the order of names, the devices it may see; its tensor parallelism is their number.
         flags: changes to the flags of all servers, see `voltana.live.servers.sglang.flags`.
         role_flags: changes by role.
@@ -87,6 +96,7 @@ class SglangServers:
         decode: int = 2,
         unified: int = 0,
         device: Device = "cpu",
+        transfer: str | None = None,
         gpus: Sequence[Sequence[int]] = (),
         flags: Mapping[str, Any] | None = None,
         role_flags: Mapping[Role, Mapping[str, Any]] | None = None,
@@ -109,6 +119,7 @@ class SglangServers:
         self._python = Path(python)
         self._model = str(model)
         self._device: Device = device
+        self._path = kv_path(device, transfer, flags or {}) if prefill or decode else KvPath("", {})
         self._gpus = gpus
         self._flags = flags or {}
         self._role_flags = role_flags or {}
@@ -245,7 +256,9 @@ class SglangServers:
             own["disaggregation-bootstrap-port"] = endpoint.bootstrap_port
         if self._gpus:
             own["tp-size"] = len(self._gpus[number])
-        return own | server_flags(endpoint.role, self._device, self._flags, self._role_flags.get(endpoint.role))
+        return own | server_flags(
+            endpoint.role, self._device, self._path, self._flags, self._role_flags.get(endpoint.role)
+        )
 
     def _environment_of(self, endpoint: Endpoint, number: int) -> dict[str, str]:
         ours = {"VOLTANA_TELEMETRY": endpoint.telemetry, "VOLTANA_INSTANCE": endpoint.name}
@@ -256,7 +269,7 @@ class SglangServers:
         return self._variables(ours)
 
     def _variables(self, more: Mapping[str, str] | None = None) -> dict[str, str]:
-        ours = {**ENVIRONMENT[self._device], "SGLANG_HOST_IP": self._host, **(more or {})}
+        ours = {**ENVIRONMENT[self._device], **self._path.variables, "SGLANG_HOST_IP": self._host, **(more or {})}
         return clean_environment() | ours | dict(self._environment)
 
     # Health

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from voltana.errors import UserError
+from voltana.live.servers.sglang.flags import Device, kv_path, server_flags
 from voltana.live.servers.sglang.launch import SglangServers
 from voltana.live.telemetry.sglang_versions import TESTED
 
@@ -58,3 +59,45 @@ def test_data_parallel_servers(tmp_path: Path, flags: dict[str, Any], found: str
     with pytest.raises(UserError, match=f"flags: found {found} for decode servers, allowed: none"):
         check(python, role_flags={"decode": flags})
     check(python, flags={"dp-size": 1, "attn-dp-size": None})
+
+
+@pytest.mark.parametrize(
+    ("device", "transfer", "backend", "variables"),
+    [
+        ("cpu", None, "mooncake", {"MC_FORCE_TCP": "1", "MOONCAKE_PROTOCOL": "tcp"}),
+        ("cpu", "nixl", "nixl", {"UCX_TLS": "tcp,self"}),
+        ("cuda", None, "mooncake", {}),
+        ("cuda", "tcp", "mooncake", {"MC_FORCE_TCP": "1"}),
+        (
+            "cuda",
+            "nvlink",
+            "mooncake",
+            {"SGLANG_MOONCAKE_CUSTOM_MEM_POOL": "INTRA_NODE_NVLINK", "MC_INTRANODE_NVLINK": "1"},
+        ),
+        ("cuda", "nixl", "nixl", {}),
+    ],
+)
+def test_the_way_of_the_kv_cache(
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    device: Device,
+    transfer: str | None,
+    backend: str,
+    variables: dict[str, str],
+) -> None:
+    (tmp_path / "mlx5_0").touch()
+    monkeypatch.setattr("voltana.live.servers.sglang.flags.RDMA_DEVICES", tmp_path)
+    path = kv_path(device, transfer, {})
+    assert path.backend == backend and variables.items() <= path.variables.items()
+    assert server_flags("decode", device, path)["disaggregation-transfer-backend"] == backend
+    assert "disaggregation-transfer-backend" not in server_flags("unified", device, path)
+
+
+def test_without_rdma_mooncake_would_take_tcp_without_a_word(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("voltana.live.servers.sglang.flags.RDMA_DEVICES", tmp_path / "nothing")
+    with pytest.raises(UserError, match=r"transfer: found rdma, allowed: nvlink, tcp, nixl on device cuda \(.*no RDMA"):
+        SglangServers("python", "a model", device="cuda", gpus=[[0], [1], [2], [3]])
+    with pytest.raises(UserError, match=r"transfer: found nvlink, allowed: tcp, nixl on device cpu$"):
+        SglangServers("python", "a model", transfer="nvlink")
+    SglangServers("python", "a model", device="cuda", prefill=0, decode=0, unified=1, gpus=[[0]])
+    assert kv_path("cuda", None, {"disaggregation-transfer-backend": "mori"}).backend == "mori"
