@@ -10,13 +10,14 @@ DURATION ?= 120
 PAPER  ?= outputs/paper
 DATA   ?= ../shared/data
 LIVE_DEMO ?= outputs/live-demo
+PARITY ?= outputs/parity
 SGLANG ?= .venv-sglang
 SGLANG_ROUTER ?= .venv-sglang-router
 CLIENTS ?= .venv-clients
 VERSIONS ?= newest
 SOURCES ?= .venv-sglang-sources
 
-.PHONY: demo paper live-demo test test-fast test-torch test-live test-sources test-clients stress lint types check bench sglang clean
+.PHONY: demo paper live-demo parity test test-fast test-torch test-live test-sources test-clients stress lint types check bench sglang clean
 
 demo: $(READY)  ## sweep the paper's policies over request rates, compare, draw
 	$(BIN)/voltana-sim -m model=llama31_8b trace=sharegpt policy=static_max,static_1005,voltana rps=$(RATES) \
@@ -38,6 +39,13 @@ live-demo: $(DEV) sglang  ## real SGLang servers on the CPU, 2P2D, under two pol
 	$(BIN)/voltana-compare runs=$(LIVE_DEMO)/runs columns=short csv=$(LIVE_DEMO)/comparison.csv
 	$(BIN)/voltana-plot runs=$(LIVE_DEMO)/runs figure=tradeoff out=$(LIVE_DEMO)/tradeoff.png
 	$(BIN)/voltana-plot runs=$(LIVE_DEMO)/runs/1 figure=timeline out=$(LIVE_DEMO)/timeline.png
+
+parity: $(DEV)  ## a live run on emulated servers beside its simulation, two policies, 4 minutes; needs an idle machine
+	for policy in static_max voltana; do \
+	    $(BIN)/voltana-live policy=$$policy overwrite=true hydra.run.dir=$(PARITY)/$$policy/live && \
+	    $(BIN)/voltana-sim replay=$(PARITY)/$$policy/live overwrite=true hydra.run.dir=$(PARITY)/$$policy/twin && \
+	    $(BIN)/voltana-compare --gap runs=[$(PARITY)/$$policy/live,$(PARITY)/$$policy/twin] || exit 1; \
+	done
 
 test: $(DEV)  ## all tests
 	$(BIN)/python -m pytest -n 3 --dist worksteal
@@ -66,7 +74,7 @@ test-clients: $(DEV) $(CLIENTS)/.ready  ## others' clients and load generators, 
 stress: $(DEV)  ## minutes of broken requests, killed servers, stops and too few file descriptors; prints what it tried
 	$(BIN)/python -m tests.stress.router
 
-sglang: $(READY)  ## the environment of stock SGLang on a CPU: 3.2 GB; what is there already is not built again
+sglang: $(READY)  ## the environment of stock SGLang on a CPU: 3.3 GB; what is there already is not built again
 	$(BIN)/python -m voltana.live.servers.sglang.environment $(SGLANG) --install-system-libraries
 
 lint: $(DEV)

@@ -32,6 +32,21 @@ class Compared(NamedTuple):
             return self.live - self.simulated
         return 100 * (self.live / self.simulated - 1) if self.simulated else None
 
+    @property
+    def verdict(self) -> str:
+        """What is allowed, and whether it is that; nothing where nothing is asked or known."""
+        allowed = ALLOWED.get(self.name)
+        if allowed is None or self.difference is None:
+            return ""
+        return f"±{allowed:g}{', beyond' if abs(self.difference) > allowed else ''}"
+
+
+ALLOWED = {
+    "energy, kJ": 3.0,
+    **dict.fromkeys(("TTFT met, %", "ITL met, %", "both met, %"), 3.0),
+    **dict.fromkeys(("TTFT p50, ms", "ITL p50, ms"), 5.0),
+}
+"""By name, how far a live run on emulated servers and its simulation may be apart, % or points, where nothing is late."""
 
 _NUMBERS: tuple[tuple[str, tuple[str, ...], float, bool, int], ...] = (
     ("energy, kJ", ("energy_j", "total"), 1e-3, False, 2),
@@ -99,15 +114,17 @@ def _value(summary: Mapping[str, Any], path: tuple[str, ...]) -> float | None:
 
 
 def rich_table(rows: list[Compared]) -> Table:
-    """A row per number: its name, live, simulated, and the difference in % or points; - for what is not known."""
+    """A row per number: its name, live, simulated, the difference in % or points and what is allowed; - for what is not
+    known."""
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False)
     table.add_column("")
     for name in ("live", "simulated", "difference"):
         table.add_column(name, justify="right")
+    table.add_column("allowed")
     for row in rows:
         shown = ["-" if value is None else f"{value:.{row.decimals}f}" for value in (row.live, row.simulated)]
         difference = "-" if row.difference is None else f"{row.difference:+.1f} {'points' if row.in_points else '%'}"
-        table.add_row(row.name, *shown, difference)
+        table.add_row(row.name, *shown, difference, row.verdict)
     return table

@@ -154,9 +154,10 @@ def test_a_live_run_beside_its_simulation(run: Run, write_run: WriteRun) -> None
     assert (status, err) == (0, "")
     assert out.startswith("live and simulated: live and twin\n")
     shown = {line[:22].strip(): line[22:].split() for line in out.splitlines()[2:]}
-    assert shown[""] == ["live", "simulated", "difference"]
-    assert shown["energy, kJ"] == ["102.00", "100.00", "+2.0", "%"]
-    assert shown["TTFT met, %"] == ["100.0", "75.0", "+25.0", "points"]
+    assert shown[""] == ["live", "simulated", "difference", "allowed"]
+    assert shown["energy, kJ"] == ["102.00", "100.00", "+2.0", "%", "±3"]
+    assert shown["TTFT met, %"] == ["100.0", "75.0", "+25.0", "points", "±3,", "beyond"]
+    assert shown["energy of prefill, kJ"] == ["40.80", "40.00", "+2.0", "%"], "nothing is asked of it"
     assert run(compare, "runs=[twin,live]", "gap=true") == (status, out, err)
 
 
