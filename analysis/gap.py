@@ -46,7 +46,7 @@ ALLOWED = {
     **dict.fromkeys(("TTFT met, %", "ITL met, %", "both met, %"), 3.0),
     **dict.fromkeys(("TTFT p50, ms", "ITL p50, ms"), 5.0),
 }
-"""By name, how far a live run on emulated servers and its simulation may be apart, % or points, where nothing is late."""
+"""By name, how far a live run on emulated servers may be from its simulation, % or points, where nothing is late."""
 
 _NUMBERS: tuple[tuple[str, tuple[str, ...], float, bool, int], ...] = (
     ("energy, kJ", ("energy_j", "total"), 1e-3, False, 2),
