@@ -30,7 +30,7 @@ HERE = Path(__file__).parent
 REQUIREMENTS = HERE / "requirements.txt"
 STUBS = ("sgl_kernel.py", "torchvision.py")
 NEEDED_BYTES = 6_000_000_000
-"""Free space a build begins with: 3.2 GB stay, the rest holds wheels while they are unpacked."""
+"""Free space a build begins with: 3.3 GB stay, the rest holds wheels while they are unpacked."""
 PIP_TIMEOUT_S = 3600
 STEP_TIMEOUT_S = 300
 
@@ -312,7 +312,7 @@ def main() -> int:
         prog="python -m voltana.live.servers.sglang.environment",
         description="Build the environment of stock SGLang on a CPU.",
     )
-    parser.add_argument("folder", type=Path, help="where to; 3.2 GB when done")
+    parser.add_argument("folder", type=Path, help="where to; 3.3 GB when done")
     parser.add_argument("--project", type=Path, help="source of voltana; default: where this is")
     parser.add_argument(
         "--install-system-libraries", action="store_true", help="apt-get what Mooncake links, where it is missing"

@@ -142,7 +142,7 @@ class Double:
                 if gone.done() or writer.is_closing():
                     break
                 gone.cancel()
-                await asyncio.wait({gone})
+                await asyncio.gather(gone, return_exceptions=True)
         except (asyncio.IncompleteReadError, ConnectionError):
             pass
         finally:
@@ -161,6 +161,8 @@ class Double:
 
     @staticmethod
     def chunk(writer: asyncio.StreamWriter, data: bytes) -> None:
+        if writer.is_closing():
+            raise ConnectionResetError("the other side is gone")
         writer.write(b"%x\r\n%b\r\n" % (len(data), data))
 
     async def generate(self, request: Message, writer: asyncio.StreamWriter) -> None:
