@@ -23,6 +23,8 @@ from voltana.record.resolution import unclocked
 GROUPS = ("source", "model", "gpu", "cluster", "trace", "arrival", "slo", "rps")
 """What identifies a run besides its policy, in the order to show it."""
 _UNSET = "-"
+SCALED = "power scaled"
+"""Stands behind the name of a GPU whose power was not measured, wherever it is shown."""
 
 Value = str | int | float | bool | None
 Flat = dict[str, Value]
@@ -186,6 +188,8 @@ def flat_config(record: RunRecord) -> Flat:
     In a record that does not tell its arrivals, made before records did, the rate of such a trace is unknown.
     """
     flat: Flat = {"source": record.summary.get("source"), **_flatten(record.config)}
+    if flat.pop("gpu.power", None) == "scaled":
+        flat["gpu.name"] = f"{flat.get('gpu.name')} ({SCALED})"
     arrivals = record.summary.get("arrivals")
     if isinstance(arrivals, Mapping) and arrivals.get("requested_rps", "") is None:
         rate = arrivals.get("rate_per_s")

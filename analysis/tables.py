@@ -14,7 +14,7 @@ from voltana.analysis.runs import GROUPS, Run, RunSet, Value, identity_keys, rep
 from voltana.errors import UserError
 from voltana.record import RunRecord, holder
 from voltana.record.resolution import RESOLVED_POINTS, UNCLOCKED, difference
-from voltana.record.summary import PERCENTILES
+from voltana.record.summary import PERCENTILES, energy_rests_on
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -253,6 +253,7 @@ def _notes(runs: RunSet, rows: Sequence[Row]) -> list[str]:
     replays = dict.fromkeys(filter(None, (replay_of(run.record) for run in runs.runs)))
     if replays:
         notes.append(f"Traces at their own times: {'; '.join(replays)}.")
+    notes += [f"{note[0].upper()}{note[1:]}." for note in dict.fromkeys(map(_power_note, runs.runs)) if note]
     notes += _starved_notes(rows) + _died_notes(runs) + unclocked_note(runs.runs)
     if runs.repeated:
         paths = ", ".join(str(path) for path in runs.repeated)
@@ -265,6 +266,11 @@ def _notes(runs: RunSet, rows: Sequence[Row]) -> list[str]:
     if len(sweeps) > 1:
         notes.append(f"Runs of {len(sweeps)} sweeps are mixed here: {'; '.join(sweeps)}.")
     return notes
+
+
+def _power_note(run: Run) -> str:
+    gpu = run.record.config.get("gpu")
+    return energy_rests_on(gpu) if isinstance(gpu, Mapping) else ""
 
 
 def _starved_notes(rows: Sequence[Row]) -> list[str]:

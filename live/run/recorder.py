@@ -33,6 +33,7 @@ class LiveRecorder:
         policy: as the summary tells it.
         prefill, decode: names of the instances, in the router's order.
         arrivals: tells at the end where the requests came from.
+        gpu: as the summary tells it.
     """
 
     def __init__(
@@ -43,10 +44,11 @@ class LiveRecorder:
         prefill: Sequence[str],
         decode: Sequence[str],
         arrivals: Callable[[], Mapping[str, Any]] = dict,
+        gpu: Mapping[str, Any] | None = None,
     ) -> None:
         self._writer = writer
         self._slo = slo
-        self._summary = SummaryBuilder("live", slo, policy, arrivals)
+        self._summary = SummaryBuilder("live", slo, policy, arrivals, gpu)
         self._names = (prefill, decode)
         self._phases = dict.fromkeys(prefill, "prefill") | dict.fromkeys(decode, "decode")
         self._metered = dict.fromkeys(self._phases, Metered())

@@ -338,7 +338,9 @@ class LiveRun:
         config = self._config
         prefill, decode = ([each.name for each in servers.of(role)] for role in ("prefill", "decode"))
         requests = self._requests
-        recorder = LiveRecorder(writer, config.slo.objectives, config.policy.about(), prefill, decode, requests.about)
+        recorder = LiveRecorder(
+            writer, config.slo.objectives, config.policy.about(), prefill, decode, requests.about, config.about_gpu()
+        )
         start_s = time.monotonic() + LEAD_S
         router = await stack.enter_async_context(self._router(servers, bundle, recorder, start_s))
         self._prefill_heard = router.core.prefill.heard

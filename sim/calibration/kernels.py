@@ -33,7 +33,6 @@ from voltana.sim.plant.transformer import Transformer
 
 CONF = Path(conf.__file__).parent
 GPU_FILE = CONF / "gpu" / "a100_sxm4_80g_calibrated.yaml"
-TOP_MHZ = 1410
 A800_FITTED_MHZ = (930, 1170)
 A800_PREDICTED_MHZ = (690, 1410)
 TOLERANCE = 0.01
@@ -94,9 +93,11 @@ def read(data: Path, name: str) -> list[Row]:
         return list(csv.DictReader(stream))
 
 
-def load_gpu() -> GpuSpec:
-    """The GPU of `GPU_FILE`, in which a calibration starts."""
-    return parse(GpuSpec, yaml.safe_load(GPU_FILE.read_text()), "gpu")
+def load_gpu(file: Path = GPU_FILE) -> GpuSpec:
+    """The GPU of a YAML file, in which a calibration starts."""
+    values = yaml.safe_load(file.read_text(encoding="utf-8"))
+    values.pop("defaults", None)
+    return parse(GpuSpec, values, "gpu")
 
 
 @lru_cache
@@ -116,10 +117,10 @@ def alone(gpu: GpuSpec, kernel: Callable[[Operators], Work]) -> float:
         dynamic = gpu.dynamic_scale(clock) * work.active_ws + work.dram_j
         return work.seconds, dynamic + gpu.idle_power_w(clock) * work.seconds
 
-    return under_limit(run, gpu.clocks(), TOP_MHZ, gpu.power_limit_w).seconds
+    return under_limit(run, gpu.clocks(), gpu.clock_max_mhz, gpu.power_limit_w).seconds
 
 
-def kernel_sample(group: str, fitted: bool, latency_ms: str, kernel: Callable[[Operators], Work]) -> Sample:
+def kernel_sample(group: str, fitted: bool, latency_ms: str | float, kernel: Callable[[Operators], Work]) -> Sample:
     """A sample of a kernel run by itself."""
     return Sample(group, fitted, float(latency_ms) / 1e3, lambda gpu: alone(gpu, kernel))
 
@@ -161,15 +162,16 @@ def prefill_attention_samples(data: Path) -> list[Sample]:
         heads, groups = int(r["num_heads"]), int(r["num_key_value_heads"])
         batch, length = int(r["batch_size"]), int(r["isl"])
         if groups in (2, 4, 8) and heads in (32, 64) and length >= 64:
-            moved, pairs = batch * length * 512.0 * (heads + groups), batch * length * (length + 1) / 2
-            kernel = partial(prefill_attention, heads, moved, pairs)
+            kernel = partial(prefill_attention, heads, groups, batch, length)
             samples.append(kernel_sample("prefill attention", (heads, groups) == (32, 8), r["latency"], kernel))
     return samples
 
 
-def prefill_attention(heads: int, moved: float, pairs: float, ops: Operators) -> Work:
-    """Prefill attention of heads of 128 elements."""
-    return ops.prefill_attention_tokens(moved) + ops.prefill_attention_pair(heads, 128) * pairs
+def prefill_attention(heads: int, groups: int, batch: int, length: int, ops: Operators) -> Work:
+    """Prefill attention of heads of 128 elements of 2 bytes."""
+    tokens = batch * length
+    start = ops.prefill_attention_tokens(tokens, tokens * 512.0 * (heads + groups), heads, 128)
+    return start + ops.prefill_attention_pair(heads, 128) * (tokens * (length + 1) / 2)
 
 
 def all_reduce_samples(data: Path) -> list[Sample]:
@@ -211,8 +213,8 @@ def step_s(model: str, phase: str, batch: int, length: int, gpu: GpuSpec) -> flo
     """Seconds of a step at the highest clock."""
     plant = step_plant(gpu, model)
     if phase == "decode":
-        return plant.decode(batch, batch * length, TOP_MHZ).duration_s
-    return plant.prefill(batch, batch * length, batch * length * (length + 1) / 2, TOP_MHZ).duration_s
+        return plant.decode(batch, batch * length, gpu.clock_max_mhz).duration_s
+    return plant.prefill(batch, batch * length, batch * length * (length + 1) / 2, gpu.clock_max_mhz).duration_s
 
 
 # A800: another engine (eager), another model (Qwen3-32B on one GPU)
@@ -280,13 +282,24 @@ def layer_j(layer: Callable[[GpuSpec], Point], gpu: GpuSpec) -> float:
 # Fitting
 
 
-def fit(gpu: GpuSpec, keys: Sequence[str], weighted: Iterable[tuple[float, Sequence[Sample]]]) -> GpuSpec:
+MOST = {
+    "tensor_efficiency": 1.0,
+    "prefill_attention_efficiency": 1.0,
+    "attention_efficiency": 1.5,
+    "attention_filling": 1.0,
+}
+"""Highest value of what has one."""
+
+
+def fit(
+    gpu: GpuSpec,
+    keys: Sequence[str],
+    weighted: Iterable[tuple[float, Sequence[Sample]]],
+) -> GpuSpec:
     """Least squares over the fitted samples: each set counts by its weight, whatever its size."""
     sets = [(weight, [s for s in samples if s.fitted]) for weight, samples in weighted]
     start = [float(getattr(gpu, key)) for key in keys]
-    ceiling = [
-        min(1.5, -math.log(v)) if key.endswith("efficiency") else 1.5 for key, v in zip(keys, start, strict=True)
-    ]
+    ceiling = [min(1.5, math.log(MOST[key] / v)) if key in MOST else 1.5 for key, v in zip(keys, start, strict=True)]
 
     def spec(logs: Iterable[float]) -> GpuSpec:
         values = {key: v * math.exp(x) for key, v, x in zip(keys, start, logs, strict=True)}
@@ -373,7 +386,8 @@ def fit_bandwidth(gpu: GpuSpec, data: Path) -> tuple[GpuSpec, Line]:
 def dgemm_line(data: Path) -> Line:
     """DGEMM: the rate at the highest clock, scaled by the clock, predicts all others."""
     rates = {float(r["sm_app_clock"]): float(r["rate"]) for r in read_rates(data, "dgemm")}
-    errors = [abs(rates[TOP_MHZ] * f / TOP_MHZ / rate - 1.0) for f, rate in rates.items() if f != TOP_MHZ]
+    top = max(rates)
+    errors = [abs(rates[top] * f / top / rate - 1.0) for f, rate in rates.items() if f != top]
     return Line("DGEMM rate", 1, 0.0, len(errors), sum(errors) / len(errors))
 
 
@@ -439,9 +453,9 @@ def table(lines: Sequence[Line]) -> str:
     return "\n".join(text)
 
 
-def gpu_yaml(text: str, gpu: GpuSpec, lines: Sequence[Line]) -> str:
+def gpu_yaml(text: str, gpu: GpuSpec, keys: Sequence[str], lines: Sequence[Line]) -> str:
     """The GPU file with the fitted constants put in, its comments kept, and the errors of this calibration below."""
-    for key in FITTED:
+    for key in keys:
         value = getattr(gpu, key)
         shown = f"{value:.4g}" if isinstance(value, float) else str([list(point) for point in value])
         text = re.sub(rf"^{key}: [^#\n]*", f"{key}: {shown}  ", text, flags=re.MULTILINE)
@@ -449,14 +463,27 @@ def gpu_yaml(text: str, gpu: GpuSpec, lines: Sequence[Line]) -> str:
     return head + ERRORS_MARK + "\n" + "\n".join(f"# {row}" for row in table(lines).splitlines()) + "\n"
 
 
-def differences(fitted: GpuSpec, shipped: GpuSpec) -> list[str]:
+def differences(fitted: GpuSpec, shipped: GpuSpec, keys: Sequence[str] = FITTED) -> list[str]:
     """Constants that differ by more than `TOLERANCE`."""
     found = []
-    for key in FITTED:
+    for key in keys:
         value, old = getattr(fitted, key), getattr(shipped, key)
         if isinstance(value, float) and abs(value - old) > TOLERANCE * abs(old):
             found.append(f"gpu.{key}: fitted {value:.4g}, shipped {old:.4g}")
     return found
+
+
+def finish(
+    file: Path, gpu: GpuSpec, shipped: GpuSpec, keys: Sequence[str], lines: Sequence[Line], *, check: bool
+) -> int:
+    """Write the GPU file, or compare: the exit status."""
+    if check:
+        found = differences(gpu, shipped, keys)
+        print("\n".join(found) or f"{file.name}: every constant within {TOLERANCE:.0%} of the shipped one")
+        return 1 if found else 0
+    file.write_text(gpu_yaml(file.read_text(encoding="utf-8"), gpu, keys, lines), encoding="utf-8")
+    print(f"wrote {file}")
+    return 0
 
 
 def main() -> int:
@@ -482,13 +509,7 @@ def main() -> int:
         print(problem, file=sys.stderr)
         return 2
     print(table(lines))
-    if options.check:
-        found = differences(gpu, shipped)
-        print("\n".join(found) or f"{GPU_FILE.name}: every constant within {TOLERANCE:.0%} of the shipped one")
-        return 1 if found else 0
-    GPU_FILE.write_text(gpu_yaml(GPU_FILE.read_text(), gpu, lines))
-    print(f"wrote {GPU_FILE}")
-    return 0
+    return finish(GPU_FILE, gpu, shipped, FITTED, lines, check=options.check)
 
 
 if __name__ == "__main__":

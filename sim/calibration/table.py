@@ -122,6 +122,8 @@ def run(options: Namespace) -> int:
     base, setup = load_setup(table, options.base or BASE, options.model)
     start = described(base, options.gpu, table.about)
     fitted, errors = calibrate(start, table, setup)
+    drawn = "measured" if "tensor_w" in fitted.uncertainty else "scaled"
+    fitted = fitted._replace(gpu=fitted.gpu.but(power=drawn))
     out = options.out or Path("gpu") / f"{options.gpu}.yaml"
     write_whole(out, gpu_yaml(fitted, errors, table, base.name))
     print(error_table(errors))
@@ -374,6 +376,8 @@ def gpu_yaml(fitted: Fitted, errors: Sequence[Errors], table: Table, base: str) 
 def _shown(value: object) -> str:
     if isinstance(value, tuple):
         return str([[round(clock, 1), share] for clock, share in value])
+    if value is None:
+        return "null"
     if not isinstance(value, float):
         return str(value)
     text = f"{value:.4g}"
@@ -384,7 +388,7 @@ def _origin(key: str, fitted: Fitted, table: Table, base: str) -> str:
     """Where a constant comes from, in words."""
     if key in fitted.uncertainty:
         return f"fitted, +-{100 * fitted.uncertainty[key]:.0f} %"
-    if key == "name":
+    if key in ("name", "power"):
         return "set"
     if table.about.get("gpu", {}).get(SET.get(key)):
         return "set, told by the card"

@@ -1,7 +1,7 @@
 """The GPU: which clocks it has, how its rates follow the clock, and what it draws."""
 
 from itertools import pairwise
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import ValidationInfo, field_validator
 
@@ -33,6 +33,8 @@ class GpuSpec(Section):
     """
 
     name: str
+    power: Literal["measured", "scaled"] = "measured"
+    """What its power rests on: measurements of this GPU, or constants scaled from a relative by data sheet."""
     clock_min_mhz: Count
     clock_max_mhz: Count
     clock_step_mhz: Count
@@ -68,14 +70,26 @@ class GpuSpec(Section):
     """Start and tail of a GEMM or attention kernel in a CUDA graph."""
     elementwise_s: NonNegative
     """The same for a norm, activation or rotary kernel."""
+    elementwise_eager_s: NonNegative | None = None
+    """The same outside a CUDA graph, in prefill; null: `elementwise_s`."""
     attention_unit_cycles: NonNegative
     """Decode attention: SM cycles per (request, KV head), whatever the context."""
     attention_split_cycles: NonNegative
     """Decode attention: further cycles per (request, KV head) once long contexts are split over SMs."""
-    attention_efficiency: Share
-    """Decode attention: share of the bandwidth it reaches on long contexts with all SMs busy."""
+    attention_split_kernels: NonNegative = 2.0
+    """Decode attention: what splitting a long context adds to it, in kernel times."""
+    attention_efficiency: Annotated[float, between(0.01, 1.5)]
+    """Decode attention: bandwidth it reaches on long contexts with all SMs busy, over what weight reads reach."""
+    attention_filling: Annotated[float, between(0, 1)] = 1.0
+    """Decode attention: how far it loses by a last wave that leaves SMs idle. 1: as blocks that come in waves; 0: not
+    at all, as kernels that spread the rest over all SMs."""
     prefill_attention_efficiency: Share
     """Prefill attention: share of the tensor peak."""
+    prefill_attention_kernels: NonNegative = 3.0
+    """Prefill attention: start and tail, in kernel times."""
+    prefill_attention_tile: NonNegative = 0.0
+    """Prefill attention: pairs per prompt token that are computed beside its causal ones, as tiles on the diagonal are
+    computed whole."""
     link_latency_s: NonNegative
     link_bytes_per_s: Positive
     """All-reduce of n GPUs over s bytes: ``link_latency_s + 2 (n - 1) / n * s / link_bytes_per_s``."""

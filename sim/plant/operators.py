@@ -14,8 +14,6 @@ TILES = ((64, 64), (128, 64), (128, 128), (128, 256), (256, 128))
 """Output tiles that GEMM libraries choose from on this generation of GPUs."""
 ATTENTION_KERNELS = 3
 """Decode attention: preparation, attention over the KV splits, their reduction."""
-SPLIT_KERNELS = 2
-"""What splitting a long context adds to a decode attention, in kernel times."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,10 +52,15 @@ def gemm_waves(rows: int, columns: int, sm_count: int, tile_overhead: float) -> 
 
 
 class Operators:
-    """The kernels of one GPU at one clock; `slowdown` stretches what the SM clock drives (1: as profiled)."""
+    """The kernels of one GPU at one clock; `slowdown` stretches what the SM clock drives (1: as profiled).
 
-    def __init__(self, gpu: GpuSpec, clock_mhz: float, slowdown: float = 1.0) -> None:
+    `eager`: outside a CUDA graph.
+    """
+
+    def __init__(self, gpu: GpuSpec, clock_mhz: float, slowdown: float = 1.0, eager: bool = False) -> None:
         self.gpu = gpu
+        eager_s = gpu.elementwise_eager_s
+        self.elementwise_s = eager_s if eager and eager_s is not None else gpu.elementwise_s
         self.clock_hz = clock_mhz * 1e6 / slowdown
         self.bandwidth = gpu.bandwidth(clock_mhz)
         self.flops = gpu.sm_count * gpu.flops_per_cycle * self.clock_hz
@@ -81,7 +84,7 @@ class Operators:
     def elementwise(self, moved: float, kernels: int = 1) -> Work:
         """Kernels that only read and write `moved` bytes: norms, activations, rotary embedding, KV store."""
         memory_s = moved / self.bandwidth
-        return self._work(memory_s + kernels * self.gpu.elementwise_s, 0.0, memory_s, moved)
+        return self._work(memory_s + kernels * self.elementwise_s, 0.0, memory_s, moved)
 
     def all_reduce(self, gpus: int, size: float) -> Work:
         """Sum `size` bytes over the GPUs of a tensor-parallel group."""
@@ -89,10 +92,12 @@ class Operators:
             return Work()
         return Work(self.gpu.link_latency_s + 2 * (gpus - 1) / gpus * size / self.gpu.link_bytes_per_s)
 
-    def prefill_attention_tokens(self, moved: float) -> Work:
-        """Prefill attention without its pairs: start, queries, keys and values read, outputs written."""
+    def prefill_attention_tokens(self, tokens: int, moved: float, heads: int, head_dim: int) -> Work:
+        """Prefill attention without its causal pairs: start, queries, keys and values read, outputs written, tiles."""
         memory_s = moved / self.bandwidth
-        return self._work(ATTENTION_KERNELS * self.gpu.kernel_s + memory_s, 0.0, memory_s, moved)
+        start_s = self.gpu.prefill_attention_kernels * self.gpu.kernel_s
+        work = self._work(start_s + memory_s, 0.0, memory_s, moved)
+        return work + self.prefill_attention_pair(heads, head_dim) * (tokens * self.gpu.prefill_attention_tile)
 
     def prefill_attention_pair(self, heads: int, head_dim: int) -> Work:
         """One causal (query, key) pair in all heads: two dot products, 4 FLOP per element."""
@@ -119,15 +124,15 @@ class Operators:
     def _short_attention(self, units: int, context: float, unit_bytes: float) -> Work:
         gpu, moved = self.gpu, units * context * unit_bytes
         memory_s = moved / self.bandwidth
-        fixed = (ATTENTION_KERNELS + SPLIT_KERNELS * context / SHORT) * gpu.kernel_s
+        fixed = (ATTENTION_KERNELS + gpu.attention_split_kernels * context / SHORT) * gpu.kernel_s
         return self._work(fixed + units * gpu.attention_unit_cycles / self.clock_hz + memory_s, 0.0, memory_s, moved)
 
     def _long_attention(self, units: int, context: float, unit_bytes: float) -> Work:
         gpu, moved = self.gpu, units * context * unit_bytes
         waves = units / gpu.sm_count
-        filling = 1.0 if waves <= 0.5 else waves / math.ceil(waves)
+        filling = 1.0 if waves <= 0.5 else (waves / math.ceil(waves)) ** gpu.attention_filling
         memory_s = moved / (self.bandwidth * gpu.attention_efficiency * filling)
-        fixed = (ATTENTION_KERNELS + SPLIT_KERNELS) * gpu.kernel_s
+        fixed = (ATTENTION_KERNELS + gpu.attention_split_kernels) * gpu.kernel_s
         cycles = gpu.attention_unit_cycles + gpu.attention_split_cycles
         return self._work(fixed + units * cycles / self.clock_hz + memory_s, 0.0, moved / self.bandwidth, moved)
 

@@ -125,7 +125,7 @@ class Plant:
         layers, engine, net = self.model.layers, self.engine, self._transformer
         ops = self._prefill_ops.get(clock)
         if ops is None:
-            ops = self._prefill_ops[clock] = Operators(self.gpu, clock, engine.prefill_slowdown)
+            ops = self._prefill_ops[clock] = Operators(self.gpu, clock, engine.prefill_slowdown, eager=True)
         block = (net.attention_block(ops, rows) + net.prefill_attention_tokens(ops, rows)) * layers
         floor_s = layers * engine.eager_launch_s * net.attention_launches
         forward = net.feed_forward(ops, rows).stretched(engine.eager_launch_s * net.feed_forward_launches) * layers

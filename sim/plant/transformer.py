@@ -54,7 +54,8 @@ class Transformer:
     def prefill_attention_tokens(self, ops: Operators, rows: int) -> Work:
         """What the attention of one layer costs per token, pairs left out."""
         m = self.model
-        return ops.prefill_attention_tokens(rows * 2 * m.head_dim * (m.gpu_heads + m.gpu_kv_heads) * m.dtype_bytes)
+        moved = rows * 2 * m.head_dim * (m.gpu_heads + m.gpu_kv_heads) * m.dtype_bytes
+        return ops.prefill_attention_tokens(rows, moved, m.gpu_heads, m.head_dim)
 
     def prefill_attention_pair(self, ops: Operators) -> Work:
         """One causal token pair in one layer."""

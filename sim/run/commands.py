@@ -116,7 +116,7 @@ def _arrival_progress(values: dict[str, Any]) -> Iterator[Callable[[float], None
 
 def _print_run(values: dict[str, Any], summary: dict[str, Any], folder: Path) -> None:
     from voltana.record.resolution import attainments_in_words
-    from voltana.record.summary import arrivals_in_words, rate_in_words
+    from voltana.record.summary import arrivals_in_words, energy_rests_on, rate_in_words
 
     def milliseconds(kind: str) -> str:
         return " / ".join("-" if v is None else f"{v:.1f}" for v in (summary[kind][p] for p in ("p50", "p90", "p99")))
@@ -132,6 +132,7 @@ def _print_run(values: dict[str, Any], summary: dict[str, Any], folder: Path) ->
             "energy",
             "{total:.1f} kJ (prefill {prefill:.1f}, decode {decode:.1f})".format_map(energy),
         ),
+        *([("", rests)] if (rests := energy_rests_on(summary.get("gpu", {}))) else []),
         ("energy per output token", "-" if per_token is None else f"{per_token:.4f} J"),
         *attainments_in_words(summary),
         ("TTFT p50 / p90 / p99", f"{milliseconds('ttft_ms')} ms"),

@@ -57,7 +57,7 @@ def simulate(
         claim(folder, values, overwrite=overwrite) as claimed,
         RecordWriter(folder, values, provenance=about, claimed=claimed) as writer,
     ):
-        recorder = Recorder(writer, builder.slo, config.policy.about(), requests.about)
+        recorder = Recorder(writer, builder.slo, config.policy.about(), requests.about, config.about_gpu())
         cluster = engine(config.engine)(spec, requests, recorder, writer.instance, progress)
         started = time.perf_counter()
 

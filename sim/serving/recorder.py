@@ -20,6 +20,7 @@ class Recorder:
         slo: the objectives.
         policy: as the summary tells it.
         arrivals: tells at the end where the requests came from.
+        gpu: as the summary tells it.
     """
 
     def __init__(
@@ -28,10 +29,11 @@ class Recorder:
         slo: Slo,
         policy: Mapping[str, Any],
         arrivals: Callable[[], Mapping[str, Any]] = dict,
+        gpu: Mapping[str, Any] | None = None,
     ) -> None:
         self._writer = writer
         self.itl_slo_s = slo.itl_s
-        self._summary = SummaryBuilder("sim", slo, policy, arrivals)
+        self._summary = SummaryBuilder("sim", slo, policy, arrivals, gpu)
         self._in_flight: set[Job] = set()
 
     @property

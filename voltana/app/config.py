@@ -105,3 +105,7 @@ class RunConfig(PlantConfig):
     requests: Count | None
     seed: WholeNumber
     predictor: str
+
+    def about_gpu(self) -> dict[str, Any]:
+        """The GPU as the summary of a run tells it: its name, and whether its power was measured or scaled."""
+        return {"name": self.gpu.get("name"), "power": self.gpu.get("power", "measured")}

@@ -7,6 +7,7 @@ from importlib.util import find_spec
 from voltana.errors import UserError
 
 MODULES = {
+    "catalogue": ("aiconfigurator_core",),
     "live": ("httptools", "msgspec", "pynvml", "uvloop", "zmq"),
     "profile": ("torch",),
 }

@@ -8,6 +8,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from voltana.clock_words import in_mhz
 from voltana.errors import UserError
 
 NOT_OF_THE_RUN = ("hydra", "overwrite", "replay")
@@ -15,10 +16,16 @@ NOT_OF_THE_RUN = ("hydra", "overwrite", "replay")
 
 
 def resolve(config: DictConfig) -> dict[str, Any]:
-    """The configuration of a run as plain values, without `NOT_OF_THE_RUN`."""
+    """The configuration of a run as plain values, without `NOT_OF_THE_RUN`, and with its clocks in MHz."""
     values = OmegaConf.to_container(without_hydra(config), resolve=True)
     assert isinstance(values, dict)
-    return {str(key): value for key, value in values.items() if key not in NOT_OF_THE_RUN}
+    gpu = values.get("gpu", {})
+    words = ("policy", "profile") if isinstance(gpu, dict) else ()
+    return {
+        str(key): in_mhz(value, gpu) if key in words else value
+        for key, value in values.items()
+        if key not in NOT_OF_THE_RUN
+    }
 
 
 def without_hydra(config: DictConfig) -> DictConfig:
@@ -47,9 +54,16 @@ def overwrite_of(config: DictConfig) -> bool:
     return found
 
 
-_RESOLVERS = {"at", "nearest", "oc.select"}
+_RESOLVERS = {"at", "nearest", "oc.select", "times"}
 """Those whose answer depends on the configuration alone."""
+
+
+def _plain(number: float) -> float:
+    return int(number) if number == int(number) else number
+
+
 OmegaConf.register_new_resolver(
     "nearest", lambda at, table: table[min(table, key=lambda key: abs(float(key) - float(at)))], replace=True
 )
+OmegaConf.register_new_resolver("times", lambda share, whole: _plain(round(share * whole, 6)), replace=True)
 OmegaConf.register_new_resolver("at", lambda values, index: values[int(index)], replace=True)

@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from voltana import conf
+from voltana.clock_words import in_mhz
 from voltana.errors import PolicyError, UserError, told
 from voltana.files import parse_yaml
 
@@ -65,17 +66,23 @@ def build_policy(key: str, config: Mapping[str, Any], offers: Mapping[str, Calla
 
 
 def shipped(choice: str, **changes: Any) -> dict[str, Any]:
-    """The parameters of a shipped policy, by default and with changes.
+    """The parameters of a shipped policy, by default and with changes; clocks are those of the published GPU.
 
     Args:
         choice: its file below `conf/`, such as `frequency/ecofreq`.
         changes: other values, by parameter.
     """
+    values: dict[str, Any] = in_mhz(_shipped(choice), _shipped("gpu/a100_sxm4_80g"))
+    values.pop("_target_", None)
+    return values | changes
+
+
+def _shipped(choice: str) -> dict[str, Any]:
+    """A file below `conf/` with its bases."""
     group, _, name = choice.partition("/")
     values = parse_yaml((Path(conf.__path__[0]) / group / f"{name}.yaml").read_text())
-    values.pop("_target_", None)
-    bases = [shipped(f"{group}/{base}") for base in values.pop("defaults", []) if base != "_self_"]
-    return {key: value for each in (*bases, values, changes) for key, value in each.items()}
+    bases = [_shipped(f"{group}/{base}") for base in values.pop("defaults", []) if base != "_self_"]
+    return {key: value for each in (*bases, values) for key, value in each.items()}
 
 
 def _locate(key: str, path: object) -> Callable[..., Any]:

@@ -39,6 +39,8 @@ class SummaryBuilder:
     policy: Mapping[str, Any]
     arrivals: Callable[[], Mapping[str, Any]] = dict
     """Tells at the end where the requests came from (`traces.RequestStream.about`)."""
+    gpu: Mapping[str, Any] | None = None
+    """Its name, and what its power rests on."""
     submitted: int = 0
     failed: int = 0
     unfinished: int = 0
@@ -117,6 +119,7 @@ class SummaryBuilder:
             },
             "clock_changes": sum(t.clock_changes for t in instances.values()),
             "policy": dict(self.policy),
+            **({} if self.gpu is None else {"gpu": dict(self.gpu)}),
             **extra,
         }
 
@@ -133,6 +136,13 @@ def rate_in_words(arrivals: Mapping[str, Any]) -> str:
     if asked is not None:
         return f"{asked:g} requests/s"
     return "one request" if rate is None else f"the trace's {rate:.3g} requests/s"
+
+
+def energy_rests_on(gpu: Mapping[str, Any]) -> str:
+    """What is to be said of energies on a GPU, if anything, from `gpu` of a summary or a configuration."""
+    if gpu.get("power") != "scaled":
+        return ""
+    return f"power of {gpu.get('name')} is scaled from a relative, not measured (docs/catalogue.md)"
 
 
 def arrivals_in_words(arrivals: Mapping[str, Any]) -> list[tuple[str, str]]:
