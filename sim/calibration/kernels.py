@@ -297,7 +297,7 @@ def fit(
     weighted: Iterable[tuple[float, Sequence[Sample]]],
 ) -> GpuSpec:
     """Least squares over the fitted samples: each set counts by its weight, whatever its size."""
-    sets = [(weight, [s for s in samples if s.fitted]) for weight, samples in weighted]
+    sets = [(weight, seen) for weight, samples in weighted if (seen := [s for s in samples if s.fitted])]
     start = [float(getattr(gpu, key)) for key in keys]
     ceiling = [min(1.5, math.log(MOST[key] / v)) if key in MOST else 1.5 for key, v in zip(keys, start, strict=True)]
 
