@@ -14,10 +14,11 @@ PARITY ?= outputs/parity
 SGLANG ?= .venv-sglang
 SGLANG_ROUTER ?= .venv-sglang-router
 CLIENTS ?= .venv-clients
+LAUNCHERS ?= .venv-launchers
 VERSIONS ?= newest
 SOURCES ?= .venv-sglang-sources
 
-.PHONY: demo paper live-demo parity test test-fast test-torch test-live test-sources test-clients stress lint types check bench sglang clean
+.PHONY: demo paper live-demo parity test test-fast test-torch test-live test-sources test-clients test-launchers stress lint types check bench sglang clean
 
 demo: $(READY)  ## sweep the paper's policies over request rates, compare, draw
 	$(BIN)/voltana-sim -m model=llama31_8b trace=sharegpt policy=static_max,static_1005,voltana rps=$(RATES) \
@@ -71,6 +72,9 @@ test-sources: $(DEV)  ## the telemetry plugin against sources of SGLang: the new
 test-clients: $(DEV) $(CLIENTS)/.ready  ## others' clients and load generators, on emulated servers behind the router
 	VOLTANA_CLIENTS=$(CLIENTS) $(BIN)/python -m pytest -n 0 tests/clients --durations=5
 
+test-launchers: $(DEV) $(LAUNCHERS)/.ready  ## sweeps by Hydra's other launchers and by Optuna's sweeper
+	VOLTANA_LAUNCHERS=$(LAUNCHERS) $(BIN)/python -m pytest -n 2 tests/launchers
+
 stress: $(DEV)  ## minutes of broken requests, killed servers, stops and too few file descriptors; prints what it tried
 	$(BIN)/python -m tests.stress.router
 
@@ -114,5 +118,11 @@ $(CLIENTS)/.ready:  # guidellm brings torch with it
 	    'openai>=3.57' 'aiperf>=0.13' 'guidellm>=0.8.1' 'torch>=2.5'
 	@touch $@
 
+$(LAUNCHERS)/.ready: pyproject.toml constraints.txt  # hydra-optuna-sweeper wants an Optuna from before 3.0
+	$(PYTHON) -m venv $(LAUNCHERS)
+	$(LAUNCHERS)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e . \
+	    'hydra-joblib-launcher>=1.2' 'hydra-submitit-launcher>=1.2' 'hydra-optuna-sweeper>=1.3'
+	@touch $@
+
 clean:
-	rm -rf $(VENV) $(SGLANG) $(SGLANG_ROUTER) $(CLIENTS) $(SOURCES) outputs build *.egg-info
+	rm -rf $(VENV) $(SGLANG) $(SGLANG_ROUTER) $(CLIENTS) $(LAUNCHERS) $(SOURCES) outputs build *.egg-info

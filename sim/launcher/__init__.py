@@ -31,6 +31,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from voltana.app.cli import CHDIR
+from voltana.app.objective import Objective, objective_of, objectives
 from voltana.app.resolve import overwrite_of
 from voltana.app.sweeps import sweep_of
 from voltana.app.terminal import plain_console
@@ -88,6 +89,7 @@ class ProcessLauncher(Launcher):
             overwrite_of(self._config),
             sweep_of(OmegaConf.to_container(self._config.hydra.overrides, resolve=False)),
         )
+        asked = objective_of(self._config)
         console = plain_console(stderr=True, soft_wrap=True)
         console.print(f"{len(jobs)} runs on {self._workers} processes")
         todo = jobs if overwrite else _look_around(jobs, console)
@@ -95,7 +97,7 @@ class ProcessLauncher(Launcher):
         console.print(f"records are in {jobs[0].folder.parent}")
         if failures:
             _report(failures, len(jobs), console)
-        return [_job_return(job) for job in jobs]
+        return [_job_return(job, asked) for job in jobs]
 
     def _run(self, jobs: list[_Job], run: _Run, console: Console) -> list[tuple[_Job, Failure]]:
         order = {id(job): place for place, job in enumerate(jobs)}
@@ -211,9 +213,10 @@ ConfigStore.instance().store(
 )
 
 
-def _job_return(job: _Job) -> JobReturn:
+def _job_return(job: _Job, asked: Objective) -> JobReturn:
     result = JobReturn(overrides=job.overrides, working_dir=str(job.folder))
     result.status = JobStatus.COMPLETED
+    result.return_value = objectives(RunRecord(job.folder).summary, asked) if asked else None
     return result
 
 

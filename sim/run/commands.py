@@ -27,9 +27,9 @@ def simulate() -> None:
 
 
 def sim_command(
-    job: Callable[[DictConfig], None],
+    job: Callable[[DictConfig], object],
     program: str,
-    known: Callable[[Sequence[str]], Callable[[], None] | None] = lambda words: None,
+    known: Callable[[Sequence[str]], Callable[[], object] | None] = lambda words: None,
 ) -> None:
     """Run a command that takes the configuration of voltana-sim, and has its launcher of sweeps.
 
@@ -61,9 +61,10 @@ def profile() -> None:
     hydra_command("profiling", _profile, program="voltana-profile")()
 
 
-def _simulate(config: DictConfig) -> None:
+def _simulate(config: DictConfig) -> float | tuple[float, ...] | None:
     from hydra.core.hydra_config import HydraConfig
 
+    from voltana.app.objective import objective_of, objectives
     from voltana.app.resolve import overwrite_of
     from voltana.app.sweeps import refuse_experiment_alone, this_sweep
     from voltana.sim.run.compose import run_values
@@ -71,19 +72,19 @@ def _simulate(config: DictConfig) -> None:
 
     refuse_experiment_alone()
     hydra = HydraConfig.get()
-    values, overwrite = run_values(config, hydra.overrides.task), overwrite_of(config)
+    values, overwrite, asked = run_values(config, hydra.overrides.task), overwrite_of(config), objective_of(config)
     keep_run(config, hydra, values)
-    _run(values, Path(hydra.runtime.output_dir), overwrite, this_sweep())
+    return objectives(_run(values, Path(hydra.runtime.output_dir), overwrite, this_sweep()), asked)
 
 
-def _known_run(words: Sequence[str]) -> Callable[[], None] | None:
+def _known_run(words: Sequence[str]) -> Callable[[], object] | None:
     from voltana.sim.run.known import find_run
 
     found = find_run(words)
     return None if found is None else partial(_run, found.values, found.folder, found.overwrite, None)
 
 
-def _run(values: dict[str, Any], folder: Path, overwrite: bool, sweep: dict[str, Any] | None) -> None:
+def _run(values: dict[str, Any], folder: Path, overwrite: bool, sweep: dict[str, Any] | None) -> dict[str, Any]:
     from voltana.sim.run.worker import run_job
 
     with _arrival_progress(values) as progress:
@@ -91,6 +92,7 @@ def _run(values: dict[str, Any], folder: Path, overwrite: bool, sweep: dict[str,
     if already_there:
         print(f"{short(folder)}: this run is there already; overwrite=true runs it again", file=sys.stderr)
     _print_run(values, summary, folder)
+    return summary
 
 
 @contextmanager

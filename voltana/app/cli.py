@@ -36,18 +36,19 @@ _FULL_ERROR = "HYDRA_FULL_ERROR"
 
 def hydra_command(
     config_name: str,
-    run: Callable[[DictConfig], None],
+    run: Callable[[DictConfig], object],
     *,
     program: str,
     config_path: str = CONFIG_PATH,
-    known: Callable[[Sequence[str]], Callable[[], None] | None] = lambda words: None,
+    known: Callable[[Sequence[str]], Callable[[], object] | None] = lambda words: None,
     before_hydra: Callable[[], None] = lambda: None,
 ) -> Callable[[], None]:
     """Make the function behind a console script.
 
     Args:
         config_name: the primary configuration, `conf/<config_name>.yaml`.
-        run: the job; called once, or once per combination with `-m`. Missing values (`???`) are refused before it.
+        run: the job; called once, or once per combination with `-m`; a sweeper that searches is told what it
+            returns. Missing values (`???`) are refused before it.
         program: the name of the script, as the user typed it; Hydra's `hydra.job.name`.
         config_path: where the configuration lives: a package (`pkg://...`) or an absolute folder.
         known: gives the job of a command line for which Hydra is not needed, as its configuration is known; else None.
@@ -98,7 +99,7 @@ class _App:
     launcher that runs jobs in other processes could not hand them back: there they raise.
     """
 
-    def __init__(self, run: Callable[[DictConfig], None], program: str, collect: bool = False) -> None:
+    def __init__(self, run: Callable[[DictConfig], object], program: str, collect: bool = False) -> None:
         self._run = run
         self._program = program
         self._collecting_process = os.getpid() if collect else None
@@ -114,8 +115,8 @@ class _App:
 
         import voltana.app.resolve  # noqa: F401 - what interpolations of any command may use
 
-        def job(config: DictConfig) -> None:
-            self._job(config)
+        def job(config: DictConfig) -> object:
+            return self._job(config)
 
         job.__module__ = self._program  # where Hydra takes the job's name from
         app = hydra.main(config_path=config_path, config_name=config_name, version_base="1.3")(job)
@@ -131,16 +132,16 @@ class _App:
                 raise
             raise UserError(explain(error)) from error
 
-    def _job(self, config: DictConfig) -> None:
-        def run() -> None:
+    def _job(self, config: DictConfig) -> object:
+        def run() -> object:
             _check_folder_stays()
             _check_complete(config)
-            self._run(config)
+            return self._run(config)
 
-        self.attempt(run, _job_label)
+        return self.attempt(run, _job_label)
 
-    def attempt(self, job: Callable[[], None], label: Callable[[], str] = lambda: "") -> None:
-        """Do a job; bad input that it meets is collected, what else it raises is a bug.
+    def attempt(self, job: Callable[[], object], label: Callable[[], str] = lambda: "") -> object:
+        """Do a job and return what it does; bad input that it meets is collected, what else it raises is a bug.
 
         Args:
             job: what to do.
@@ -148,7 +149,7 @@ class _App:
         """
         self.jobs += 1
         try:
-            job()
+            return job()
         except Exception as error:
             message = explain_job_error(error)
             if message is None or self._collecting_process is None:
@@ -160,6 +161,7 @@ class _App:
             self.status = min(self.status or status, status)
             _print_traceback(error)
             self.refused.append(label() + message)
+            return None
 
 
 def explain(error: BaseException) -> str:

@@ -11,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from voltana.clock_words import in_mhz
 from voltana.errors import UserError
 
-NOT_OF_THE_RUN = ("hydra", "overwrite", "replay")
+NOT_OF_THE_RUN = ("hydra", "objective", "overwrite", "replay")
 """Keys that say how to go about a run, or where its configuration is from: they are not in its record."""
 
 
