@@ -20,11 +20,12 @@ SOURCES ?= .venv-sglang-sources
 
 .PHONY: demo paper live-demo parity test test-fast test-torch test-live test-sources test-clients test-launchers stress lint types check bench sglang clean
 
-demo: $(READY)  ## sweep the paper's policies over request rates, compare, draw
+demo: $(READY)  ## sweep the paper's policies over request rates, compare, draw, report
 	$(BIN)/voltana-sim -m model=llama31_8b trace=sharegpt policy=static_max,static_1005,voltana rps=$(RATES) \
 	    duration_s=$(DURATION) hydra.sweep.dir=$(DEMO)/runs
 	$(BIN)/voltana-compare runs=$(DEMO)/runs baseline=static_max columns=short csv=$(DEMO)/comparison.csv
 	$(BIN)/voltana-plot runs=$(DEMO)/runs figure=curves out=$(DEMO)/curves.png
+	$(BIN)/voltana-report runs=$(DEMO)/runs out=$(DEMO)/report.html
 
 paper: $(READY)  ## the paper's six panels; with the published points in DATA/paper beside them, and the deviations
 	$(BIN)/voltana-sim -m experiment=paper_main hydra.sweep.dir=$(PAPER)
@@ -40,6 +41,7 @@ live-demo: $(DEV) sglang  ## real SGLang servers on the CPU, 2P2D, under two pol
 	$(BIN)/voltana-compare runs=$(LIVE_DEMO)/runs columns=short csv=$(LIVE_DEMO)/comparison.csv
 	$(BIN)/voltana-plot runs=$(LIVE_DEMO)/runs figure=tradeoff out=$(LIVE_DEMO)/tradeoff.png
 	$(BIN)/voltana-plot runs=$(LIVE_DEMO)/runs/1 figure=timeline out=$(LIVE_DEMO)/timeline.png
+	$(BIN)/voltana-report runs=$(LIVE_DEMO)/runs out=$(LIVE_DEMO)/report.html
 
 parity: $(DEV)  ## a live run on emulated servers beside its simulation, two policies, 4 minutes; needs an idle machine
 	for policy in static_max voltana; do \

@@ -1,4 +1,4 @@
-"""The console scripts `voltana-fit`, `voltana-compare` and `voltana-plot`."""
+"""The console scripts `voltana-fit`, `voltana-compare`, `voltana-plot` and `voltana-report`."""
 
 from __future__ import annotations
 
@@ -74,6 +74,23 @@ def _plot(config: DictConfig) -> None:
     print(f"Wrote {out}")
 
 
+def _report(config: DictConfig) -> None:
+    from voltana.analysis.page.write import Options, write_report
+    from voltana.analysis.runs import folders_of, load_runs
+
+    values = _options(config)
+    runs, out = folders_of(values.pop("runs")), Path(str(values.pop("out")))
+    for key in ("details", "timelines"):
+        if isinstance(values[key], bool) or not isinstance(values[key], int) or values[key] < 0:
+            raise UserError(f"{key}: found {values[key]!r}, allowed: a whole number from 0")
+    for key in ("baseline", "oracle", "x", "title"):
+        values[key] = None if values[key] is None else str(values[key])
+    if out.suffix not in (".html", ".htm"):
+        raise UserError(f"out: found {out}, allowed: a path that ends in .html")
+    write_report(load_runs(runs), out, Options(**values))
+    print(f"Wrote {out}: open it in a browser")
+
+
 def _fit(config: DictConfig) -> None:
     from voltana.analysis import figures, predictor
     from voltana.prediction.fit import fit_ecopred
@@ -139,4 +156,5 @@ def compare() -> None:
 
 
 plot = hydra_command("plot", _plot, program="voltana-plot")
+report = hydra_command("report", _report, program="voltana-report")
 fit = hydra_command("fit", _fit, program="voltana-fit")

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from voltana.analysis import style
 from voltana.analysis.labels import Point, label_piles
-from voltana.analysis.runs import Run, RunSet
+from voltana.analysis.runs import RATE, Run, RunSet
 from voltana.analysis.tables import LEAST_FOR_INTERVAL, Estimate, Row, compare, estimate, few_requests, unclocked_note
 from voltana.errors import UserError
 from voltana.files import write_whole
@@ -37,7 +37,6 @@ _FEW_CLOCKS = 2
 _LEAST_SPAN = 10.0
 """Points of attainment or % of energy: what the axes of `tradeoff` span at least, so that a small step looks small."""
 _LONGEST_LABEL = 60
-RATE = "rps"
 _LABELS = {
     RATE: "Request rate (1/s)",
     "slo.scale": "Objectives, relative to the paper's",
@@ -58,7 +57,7 @@ class _Row(NamedTuple):
     published: str
 
 
-_ROWS = (
+ROWS = (
     _Row("TTFT attainment (%)", ("ttft_attainment",), 100, "ttft_attainment_pct"),
     _Row("ITL attainment (%)", ("itl_attainment",), 100, "itl_attainment_pct"),
     _Row("Energy (kJ)", ("energy_j", "total"), 1e-3, "energy_kJ"),
@@ -112,10 +111,10 @@ def curves(runs: RunSet, published: str | None = None, x: str = RATE) -> Figure:
         x: the configuration key on the axis. If it is not the request rate, every rate has a column of its own; words
             are set side by side.
     """
-    axis_of = _Axis(x, runs)
-    panels = _panels(runs, axis_of)
+    axis_of = Axis(x, runs)
+    panels = panels_of(runs, axis_of)
     points = _read_published(published, list(panels)) if published is not None else []
-    names = sorted({_line_name(run, axis_of) for run in runs.runs}, key=_usual_order)
+    names = sorted({line_name(run, axis_of) for run in runs.runs}, key=usual_order)
     entries: dict[str, Artist] = {}
     with style.figure_style():
         figure = style.new_figure(max(6.4, 1.0 + 2.7 * len(panels)), 6.4)
@@ -123,14 +122,14 @@ def curves(runs: RunSet, published: str | None = None, x: str = RATE) -> Figure:
         for column, (panel, members) in enumerate(panels.items()):
             axes = list(grid[:, column])
             for name in names:
-                own = [run for run in members if _line_name(run, axis_of) == name]
+                own = [run for run in members if line_name(run, axis_of) == name]
                 entries.setdefault(name, _draw_line(axes, name, own, axis_of))
             entries |= _draw_published(axes, names, [point for point in points if _same_panel(point, panel)])
             axes[0].set_title("\n".join(panel) if len(panels) > 1 else ", ".join(panel))
             axes[-1].set_xlabel(axis_of.label)
             if axis_of.words:
                 axes[-1].set_xticks(range(len(axis_of.words)), axis_of.words)
-        for index, row in enumerate(_ROWS):
+        for index, row in enumerate(ROWS):
             _finish_row(list(grid[index]), row)
         _legend(figure, entries, bool(points))
         repeated = {len(group) for group in _repetitions(runs.runs, axis_of)}
@@ -138,7 +137,7 @@ def curves(runs: RunSet, published: str | None = None, x: str = RATE) -> Figure:
     return figure
 
 
-class _Axis:
+class Axis:
     """The configuration key along the horizontal axis of `curves`."""
 
     def __init__(self, key: str, runs: RunSet) -> None:
@@ -187,36 +186,42 @@ def _who_lacks(lacking: Sequence[Path], runs: RunSet, key: str, flats: Sequence[
     )
 
 
-def _panels(runs: RunSet, axis_of: _Axis) -> dict[tuple[str, ...], list[Run]]:
+def panels_of(runs: RunSet, axis_of: Axis, most: int = _MOST_PANELS) -> dict[tuple[str, ...], list[Run]]:
+    """The runs of every column, in order.
+
+    Raises:
+        UserError: there are more than `most`, or a run has no place on the axis.
+    """
     panels: dict[tuple[str, ...], list[Run]] = {}
     for run in runs.runs:
         axis_of.at(run)
         panels.setdefault(axis_of.panel(run), []).append(run)
-    if len(panels) > _MOST_PANELS:
+    if len(panels) > most:
         what = "pairs of model and trace" if axis_of.key == RATE else "combinations of model, trace and request rate"
-        raise UserError(f"runs: found {len(panels)} {what}, allowed: up to {_MOST_PANELS}")
+        raise UserError(f"runs: found {len(panels)} {what}, allowed: up to {most}")
     return dict(sorted(panels.items()))
 
 
-def _line_name(run: Run, axis_of: _Axis) -> str:
+def line_name(run: Run, axis_of: Axis) -> str:
     """The policy, and what else differs besides the axes of the figure."""
     own = {"model", "trace", RATE, axis_of.key.removesuffix(".name")}
     rest = [f"{key}={value}" for key, value in run.setting.items() if key not in own]
     return " ".join([run.policy, *rest])
 
 
-def _usual_order(name: str) -> tuple[int, str]:
+def usual_order(name: str) -> tuple[int, str]:
+    """Sorts policies as a legend has them."""
     known = list(style.POLICIES)
     return (known.index(name) if name in known else len(known), name)
 
 
-def _draw_line(axes: Sequence[Axes], name: str, runs: Sequence[Run], axis_of: _Axis) -> Artist:
+def _draw_line(axes: Sequence[Axes], name: str, runs: Sequence[Run], axis_of: Axis) -> Artist:
     look = style.line(name)
     places = sorted({axis_of.at(run) for run in runs})
     starved = {axis_of.at(run) for run in runs if run.starved}
     drawn: list[Artist] = []
-    for axis, row in zip(axes, _ROWS, strict=True):
-        found = {place: _mean([run for run in runs if axis_of.at(run) == place], row) for place in places}
+    for axis, row in zip(axes, ROWS, strict=True):
+        found = {place: mean_of([run for run in runs if axis_of.at(run) == place], row) for place in places}
         points = {place: value for place, value in found.items() if value is not None}
         means = [value.mean for value in points.values()]
         drawn += axis.plot(
@@ -233,7 +238,7 @@ def _draw_spread(axis: Axes, points: Mapping[float, Estimate], look: style.Line)
     """A band where every point has an interval; whiskers where some have, or where a point is the mean of two."""
     told = {place: value for place, value in points.items() if value.n > 1}
     if len(told) == len(points) > 1 and all(value.ci95 is not None for value in points.values()):
-        low, high = zip(*(_reach(value) for value in points.values()), strict=True)
+        low, high = zip(*(reach(value) for value in points.values()), strict=True)
         axis.fill_between(list(points), low, high, color=look.colour, alpha=0.18, linewidth=0, zorder=1)
         return
     for place, value in told.items():
@@ -243,7 +248,7 @@ def _draw_spread(axis: Axes, points: Mapping[float, Estimate], look: style.Line)
         )
 
 
-def _reach(value: Estimate) -> tuple[float, float]:
+def reach(value: Estimate) -> tuple[float, float]:
     """Where the interval of a mean begins and ends; of fewer than three, the least and the greatest."""
     if value.ci95 is None:
         return value.least, value.most
@@ -253,7 +258,7 @@ def _reach(value: Estimate) -> tuple[float, float]:
 def _whisker(value: Estimate) -> tuple[tuple[float], tuple[float]] | None:
     if value.n == 1:
         return None
-    low, high = _reach(value)
+    low, high = reach(value)
     return (value.mean - low,), (high - value.mean,)
 
 
@@ -261,10 +266,10 @@ def _hollow(look: style.Line) -> dict[str, Any]:
     return {"marker": look.marker, "markerfacecolor": "white", "markeredgecolor": look.colour}
 
 
-def _repetitions(runs: Sequence[Run], axis_of: _Axis) -> list[list[Run]]:
+def _repetitions(runs: Sequence[Run], axis_of: Axis) -> list[list[Run]]:
     groups: dict[tuple[Any, ...], list[Run]] = {}
     for run in runs:
-        groups.setdefault((_line_name(run, axis_of), axis_of.panel(run), axis_of.at(run)), []).append(run)
+        groups.setdefault((line_name(run, axis_of), axis_of.panel(run), axis_of.at(run)), []).append(run)
     return list(groups.values())
 
 
@@ -284,7 +289,8 @@ def _starved_notes(runs: Sequence[Run]) -> list[str]:
     return ["Hollow: starved, the numbers are the machine's, not the policy's."] if any(r.starved for r in runs) else []
 
 
-def _mean(runs: Sequence[Run], row: _Row) -> Estimate | None:
+def mean_of(runs: Sequence[Run], row: _Row) -> Estimate | None:
+    """A row of `curves` over repetitions."""
     numbers = [run.number(*row.path) for run in runs]
     return estimate(number * row.scale for number in numbers if number is not None)
 
@@ -363,7 +369,7 @@ def _published_file(path: Path) -> list[PublishedPoint]:
 
 
 def _published_point(path: Path, line: int, row: Mapping[str, str | None]) -> PublishedPoint:
-    needed = ("model", "dataset", "rps", "series", *(column.published for column in _ROWS))
+    needed = ("model", "dataset", "rps", "series", *(column.published for column in ROWS))
     missing = [name for name in needed if row.get(name) is None]
     if missing:
         raise UserError(f"published: {path}:{line}: missing {', '.join(missing)}; allowed columns: {', '.join(needed)}")
@@ -394,7 +400,7 @@ def tradeoff(runs: RunSet, baseline: str) -> Figure:
         runs: at least one of the baseline in every column.
         baseline: the policy whose energy the others save.
     """
-    panels = _panels(runs, _Axis("policy.name", runs))
+    panels = panels_of(runs, Axis("policy.name", runs))
     for panel, members in panels.items():
         if baseline in runs.policies() and all(run.policy != baseline for run in members):
             raise UserError(f"baseline: found no run of {baseline} at {', '.join(panel)}, allowed: one in every column")
@@ -411,7 +417,7 @@ def tradeoff(runs: RunSet, baseline: str) -> Figure:
             axis.set_title("\n".join(panel))
             axis.set_xlabel(textwrap.fill(f"Energy saved against {baseline} (%)", 40))
         grid[0].set_ylabel("Requests that meet both objectives (%)")
-        names = sorted({point.name for each in drawn for point in each}, key=_usual_order)
+        names = sorted({point.name for each in drawn for point in each}, key=usual_order)
         _legend(figure, {name: _marker(style.line(name)) for name in names})
         repeated = {row.runs for each in rows.values() for row in each}
         few = few_requests([row for each in rows.values() for row in each], baseline)
@@ -432,7 +438,7 @@ def _draw_points(axis: Axes, rows: Sequence[Row]) -> list[Point]:
         bars: dict[str, Any] = {"xerr": _whisker(saved), "yerr": _whisker(met), "elinewidth": 1, "markersize": 7}
         kind = _hollow(look) if row.starved else {"marker": look.marker}
         axis.errorbar(saved.mean, met.mean, color=look.colour, linestyle="none", label=row.policy, **bars, **kind)
-        points.append(Point(row.policy, look.colour, (saved.mean, met.mean), _reach(saved), _reach(met)))
+        points.append(Point(row.policy, look.colour, (saved.mean, met.mean), reach(saved), reach(met)))
     if points:
         axis.set_xlim(_span([end for point in points for end in point.x_reach]))
         axis.set_ylim(_span([end for point in points for end in point.y_reach], most=100))

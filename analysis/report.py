@@ -1,4 +1,4 @@
-"""The end of an experiment: its table and its figure, made when the last run of the sweep has ended.
+"""The end of an experiment: its table, its figure and its page, made when the last run of the sweep has ended.
 
 A Hydra callback, named in the presets of `conf/experiment/`.
 """
@@ -23,11 +23,13 @@ if TYPE_CHECKING:
     from voltana.analysis.runs import RunSet
 
 DRAWN = ".figure.json"
-"""How the figure that is there was asked for."""
+"""How the figure and the page that are there were asked for."""
+_CODE = ("*.py", "*.html", "*.css", "*.js")
+_WRITTEN = ("table.csv", "table.md", "figure.png", "report.html")
 
 
 class Report(Callback):
-    """Compares the runs of a sweep, prints the table, and writes `table.csv`, `table.md` and `figure.png` beside them.
+    """Compares the runs of a sweep, prints the table, and writes beside them what `_WRITTEN` names.
 
     Args:
         figure: as of `voltana-plot`: curves or tradeoff.
@@ -61,19 +63,24 @@ class Report(Callback):
         write_whole(folder / "table.csv", tables.csv_text(comparison))
         write_whole(folder / "table.md", tables.markdown(comparison, "short"))
         self._draw(runs, folder)
-        notes = [*comparison.notes, *(f"Wrote {folder / name}" for name in ("table.csv", "table.md", "figure.png"))]
+        notes = [*comparison.notes, *(f"Wrote {folder / name}" for name in _WRITTEN)]
         commands.print_table(tables.caption(runs), tables.rich_table(comparison, "short"), notes)
 
     def _draw(self, runs: RunSet, folder: Path) -> None:
-        """Draw the figure, unless it is there, of these runs and by this code."""
+        """Draw the figure and the page, unless they are there, of these runs and by this code."""
         from voltana.analysis import figures
+        from voltana.analysis.page.write import Options, write_report
 
-        drawn, asked = folder / DRAWN, json.dumps([self._figure, self._x, self._baseline])
-        of = [*(run.record.folder / SUMMARY for run in runs.runs), *Path(__file__).parent.rglob("*.py")]
-        if (folder / "figure.png").is_file() and _is_newer(drawn, of) and drawn.read_text(encoding="utf-8") == asked:
+        drawn, asked = folder / DRAWN, json.dumps([self._figure, self._x, self._baseline, self._oracle])
+        code = (path for ending in _CODE for path in Path(__file__).parent.rglob(ending))
+        there = all((folder / name).is_file() for name in _WRITTEN)
+        of = [*(run.record.folder / SUMMARY for run in runs.runs), *code]
+        if there and _is_newer(drawn, of) and drawn.read_text(encoding="utf-8") == asked:
             return
         draw = figures.tradeoff(runs, self._baseline) if self._figure == "tradeoff" else figures.curves(runs, x=self._x)
         figures.save(draw, folder / "figure.png")
+        x = "auto" if self._figure == "tradeoff" else self._x
+        write_report(runs, folder / "report.html", Options(baseline=self._baseline, oracle=self._oracle, x=x))
         write_whole(drawn, asked)
 
 

@@ -22,6 +22,7 @@ from voltana.record.resolution import unclocked
 
 GROUPS = ("source", "model", "gpu", "cluster", "trace", "arrival", "slo", "rps")
 """What identifies a run besides its policy, in the order to show it."""
+RATE = "rps"
 _UNSET = "-"
 SCALED = "power scaled"
 """Stands behind the name of a GPU whose power was not measured, wherever it is shown."""
@@ -71,6 +72,20 @@ class Run:
     def unclocked(self) -> bool:
         """Whether real servers ran beside simulated GPUs: how fast they are does not follow the clock."""
         return unclocked(self.record.summary)
+
+    @property
+    def rate(self) -> float | None:
+        """Requests per second: what was asked for, or that of the trace; None where it is not known."""
+        rate = flat_config(self.record).get(RATE)
+        return float(rate) if isinstance(rate, int | float) else None
+
+    @property
+    def power(self) -> str | None:
+        """How the power of the GPU is known where the record says: `measured`, or `scaled` from another GPU."""
+        found = self.record.summary.get("power", self.record.provenance.get("power"))
+        if found is None:
+            found = _flatten(self.record.config).get("gpu.power")
+        return found if isinstance(found, str) else None
 
     def name(self, group: str) -> str:
         """The chosen option of a configuration group, such as `model`."""

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from io import StringIO
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
+from voltana.analysis.equal import Equal
 from voltana.analysis.runs import GROUPS, Run, RunSet, Value, identity_keys, replay_of
 from voltana.errors import UserError
 from voltana.record import RunRecord, holder
@@ -19,7 +20,7 @@ from voltana.record.summary import PERCENTILES, energy_rests_on
 if TYPE_CHECKING:
     from rich.table import Table
 
-Columns = Literal["short", "full"]
+Columns = Literal["short", "full", "report"]
 
 ABSENT = "-"
 STARVED = "*"
@@ -56,6 +57,10 @@ class Metric(NamedTuple):
         number = run.number(*self.path, may_lack=self.may_lack)
         return None if number is None else number * self.scale
 
+    def of_known(self, run: Run) -> float | None:
+        """The number of a run that need not have it."""
+        return self._replace(may_lack=True).of(run)
+
 
 _ENERGY = ("energy_j", "total")
 
@@ -68,16 +73,20 @@ METRICS = (
     *(Metric(f"ttft_{q}_ms", ("ttft_ms", q), decimals=0, may_lack=q == "p95") for q in PERCENTILES),
     *(Metric(f"itl_{q}_ms", ("itl_ms", q), may_lack=q == "p95") for q in PERCENTILES),
     *(Metric(f"e2e_{q}_ms", ("e2e_ms", q), decimals=0, may_lack=True) for q in ("mean", *PERCENTILES)),
+    Metric("energy_per_request_j", ("energy_per_request_j",), decimals=2, may_lack=True),
     Metric("energy_per_output_token_j", ("energy_per_output_token_j",), decimals=3),
     Metric("requests_completed", ("requests", "completed"), decimals=0),
     Metric("requests_failed", ("requests", "failed"), decimals=0),
 )
 SAVING = Metric("saving_pct", ())
+EQUAL_SAVING = Metric("saving_at_equal_attainment_pct", ())
 OVER_ORACLE = Metric("energy_over_oracle", (), decimals=3)
-OVER_BOUND = Metric("energy_over_bound", (), decimals=3)
-_BOUND = "energy_bound_j"
+OVER_BOUND = Metric("energy_over_bound", ("energy_bound_j",), decimals=3)
+OVER_STATIONARY = Metric("energy_over_stationary", ("energy_stationary_j",), decimals=3)
+"""The path of these two is that of the least energy, which a run has only where it was worked out."""
 
-_DECIMALS = {metric.name: metric.decimals for metric in (*METRICS, SAVING, OVER_ORACLE, OVER_BOUND)}
+_RELATIVE = (SAVING, EQUAL_SAVING, OVER_ORACLE, OVER_BOUND, OVER_STATIONARY)
+_DECIMALS = {metric.name: metric.decimals for metric in (*METRICS, *_RELATIVE)}
 
 _HEADERS: Mapping[Columns, Mapping[str, tuple[str, ...]]] = {
     "short": {
@@ -103,9 +112,27 @@ _HEADERS: Mapping[Columns, Mapping[str, tuple[str, ...]]] = {
         },
         "done/failed": ("requests_completed", "requests_failed"),
     },
+    "report": {
+        "energy kJ": ("energy_kj",),
+        "saving %": ("saving_pct",),
+        "both met %": ("joint_attainment_pct",),
+        "TTFT met %": ("ttft_attainment_pct",),
+        "ITL met %": ("itl_attainment_pct",),
+        "goodput 1/s": ("goodput_per_s",),
+        "J/request": ("energy_per_request_j",),
+        "J/token": ("energy_per_output_token_j",),
+        "TTFT p99 ms": ("ttft_p99_ms",),
+        "ITL p99 ms": ("itl_p99_ms",),
+    },
 }
-_DISTANCES = {"/oracle": (OVER_ORACLE.name,), "/bound": (OVER_BOUND.name,)}
-"""Columns that are shown, beside the saving, only where there is something in them."""
+_AT_EQUAL = "at equal attainment %"
+_DISTANCES = {
+    _AT_EQUAL: (EQUAL_SAVING.name,),
+    "/oracle": (OVER_ORACLE.name,),
+    "/bound": (OVER_BOUND.name,),
+    "/stationary": (OVER_STATIONARY.name,),
+}
+"""Columns that are shown, beside the saving, only where there is something in them; the first in the report alone."""
 
 
 @dataclass(frozen=True)
@@ -113,7 +140,8 @@ class Row:
     """A policy at a setting.
 
     `origin` has every key that identifies the row, `setting` those that vary between rows; `slo` the objectives, ms;
-    `starved` what was late beyond its bound; `submitted` counts the requests of all its runs.
+    `starved` what was late beyond its bound; `submitted` counts the requests of all its runs; `levelled` how its saving
+    at equal attainment was found (`voltana.analysis.equal`).
     """
 
     setting: dict[str, Value]
@@ -124,6 +152,7 @@ class Row:
     slo: dict[str, float | None]
     starved: tuple[str, ...]
     submitted: int
+    levelled: str | None
 
 
 @dataclass(frozen=True)
@@ -137,35 +166,38 @@ class Comparison:
 
 
 def columns_option(found: object) -> Columns:
-    """The `columns` option, short or full.
+    """The `columns` option: short, full, or those of the report.
 
     Raises:
-        UserError: it is neither.
+        UserError: it is none of them.
     """
-    if found == "short" or found == "full":
-        return found
+    for name in _HEADERS:
+        if found == name:
+            return name
     raise UserError(f"columns: found {found}, allowed: {', '.join(_HEADERS)}")
 
 
-def compare(runs: RunSet, baseline: str, oracle: str | None = None) -> Comparison:
+def compare(runs: RunSet, baseline: str, oracle: str | None = None, *, baseline_may_lack: bool = False) -> Comparison:
     """Number the policies.
 
     Args:
         runs: what is compared.
         baseline: the policy whose energy the others save, at the same setting and seed.
         oracle: the policy whose energy theirs is divided by, at the same setting and seed; it need not be there.
+        baseline_may_lack: whether runs without one of the baseline will do: nothing is saved then.
 
     Raises:
         UserError: there is no run of the baseline at all.
     """
     policies = runs.policies()
-    if baseline not in policies:
+    if baseline not in policies and not baseline_may_lack:
         cut = ", ".join([*map(_unfinished, runs.unfinished), *map(str, runs.interrupted)])
         left_out = f"; left out, as they did not end: {cut}" if cut else ""
         raise UserError(f"baseline: found {baseline}, allowed: {', '.join(policies)}{left_out}")
     policies.sort(key=lambda policy: policy != baseline)
     rows, without = [], []
     keys = identity_keys(runs)
+    equal = Equal(runs, baseline)
     for setting in runs.settings():
         base = runs.at(setting, baseline)
         best = runs.at(setting, oracle) if oracle is not None else []
@@ -173,8 +205,9 @@ def compare(runs: RunSet, baseline: str, oracle: str | None = None) -> Compariso
             without.append(_told(setting))
         present = [(policy, runs.at(setting, policy)) for policy in policies]
         origin = {key: setting.get(key, runs.shared.get(key)) for key in keys}
-        rows += [_row(setting, origin, policy, found, base, best) for policy, found in present if found]
-    notes = [f"No run of {baseline} at {'; '.join(without)}: no saving there."] if without else []
+        rows += [_row(setting, origin, policy, found, base, best, equal) for policy, found in present if found]
+    where = "" if baseline not in policies else f" at {'; '.join(without)}"
+    notes = [f"No run of {baseline}{where}: no saving there."] if without else []
     notes += [*few_requests(rows, baseline), *_notes(runs, rows)]
     return Comparison(runs.keys, rows, notes, runs.shared)
 
@@ -186,17 +219,21 @@ def _row(
     runs: Sequence[Run],
     base: Sequence[Run],
     best: Sequence[Run],
+    equal: Equal,
 ) -> Row:
     values = {
         metric.name: estimate(number for run in runs if (number := metric.of(run)) is not None) for metric in METRICS
     }
     values[SAVING.name] = estimate(100 * (1 - ratio) for ratio in _energy_over(runs, base))
+    savings, levelled = equal.savings(setting, policy)
+    values[EQUAL_SAVING.name] = estimate(savings)
     values[OVER_ORACLE.name] = estimate(_energy_over(runs, best))
-    values[OVER_BOUND.name] = estimate(_energy_over_bound(runs))
+    for least in (OVER_BOUND, OVER_STATIONARY):
+        values[least.name] = estimate(_energy_over_least(runs, least))
     slo = {key: runs[0].number("slo", key, may_lack=True) for key in ("ttft_ms", "itl_ms")}
     starved = tuple(dict.fromkeys(reason for run in runs for reason in run.starved))
     submitted = sum(int(run.number("requests", "submitted", may_lack=True) or 0) for run in runs)
-    return Row(setting, policy, len(runs), values, origin, slo, starved, submitted)
+    return Row(setting, policy, len(runs), values, origin, slo, starved, submitted, levelled)
 
 
 def _energy_over(runs: Sequence[Run], others: Sequence[Run]) -> list[float]:
@@ -212,12 +249,10 @@ def _energy_over(runs: Sequence[Run], others: Sequence[Run]) -> list[float]:
     ]
 
 
-def _energy_over_bound(runs: Sequence[Run]) -> list[float]:
-    """Energy over the lower bound of the run itself, where it was worked out."""
+def _energy_over_least(runs: Sequence[Run], metric: Metric) -> list[float]:
+    """Energy over the least energy of the run itself, where that was worked out."""
     return [
-        used / least
-        for run in runs
-        if _BOUND in run.record.summary and (used := run.number(*_ENERGY)) is not None and (least := run.number(_BOUND))
+        used / least for run in runs if (least := metric.of_known(run)) and (used := run.number(*_ENERGY)) is not None
     ]
 
 
@@ -360,7 +395,8 @@ def _headers(comparison: Comparison, columns: Columns) -> dict[str, tuple[str, .
     known = {
         title: names
         for title, names in _DISTANCES.items()
-        if any(row.values[name] is not None for row in comparison.rows for name in names)
+        if (columns == "report" or title != _AT_EQUAL)
+        and any(row.values[name] is not None for row in comparison.rows for name in names)
     }
     titles = list(_HEADERS[columns].items())
     at = 1 + [title for title, _ in titles].index("saving %")
@@ -382,6 +418,11 @@ def text_rows(comparison: Comparison, columns: Columns) -> tuple[list[str], list
         for row in comparison.rows
     ]
     return header, rows
+
+
+def numbers_of(comparison: Comparison, columns: Columns) -> list[str]:
+    """The numbers behind the columns of `text_rows` that are about a row's values; of several in one, the first."""
+    return [names[0] for names in _headers(comparison, columns).values()]
 
 
 def _cell(row: Row, names: Sequence[str]) -> str:
@@ -449,7 +490,7 @@ def _literal(text: str) -> str:
 
 def csv_text(comparison: Comparison) -> str:
     """Every number unrounded: a row per policy and setting, `_ci95` beside each mean, empty where unknown."""
-    names = [metric.name for metric in (METRICS[0], SAVING, *METRICS[1:], OVER_ORACLE, OVER_BOUND)]
+    names = [metric.name for metric in (METRICS[0], *_RELATIVE[:2], *METRICS[1:], *_RELATIVE[2:])]
     text = StringIO()
     writer = csv.writer(text, lineterminator="\n")
     keys, objectives = list(comparison.rows[0].origin), [f"slo_{key}" for key in comparison.rows[0].slo]

@@ -109,7 +109,7 @@ def _made_before(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Path:
 def smaller(line: str) -> str:
     """A command as documented, optional parts given, at a size for a test."""
     program, *arguments = shlex.split(line, comments=True)
-    if program not in {*SMALLER, "voltana-fit", "voltana-compare", "voltana-plot"}:
+    if program not in {*SMALLER, "voltana-fit", "voltana-compare", "voltana-plot", "voltana-report"}:
         return line
     optional = [re.fullmatch(r"\[(\w+=.+)\]", argument) for argument in arguments]
     given = [match[1] if match else argument for match, argument in zip(optional, arguments, strict=True)]

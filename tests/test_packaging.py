@@ -131,7 +131,11 @@ def test_the_wheel_has_one_name_of_ours(elsewhere: Path) -> None:
     top = {name.partition("/")[0] for name in names if ".dist-info/" not in name}
     assert top == {"voltana", "hydra_plugins"}
     assert {name for name in names if name.startswith("hydra_plugins/") and name.count("/") == 1} == set()
-    shipped = {"voltana/conf/policy/voltana.yaml", "voltana/traces/data/sharegpt.json", "voltana/py.typed"}
+    page = {
+        f"voltana/analysis/page/{name}"
+        for name in ("template.html", "vendor/uPlot.LICENSE", "vendor/uPlot.iife.min.js")
+    }
+    shipped = {*page, "voltana/conf/policy/voltana.yaml", "voltana/traces/data/sharegpt.json", "voltana/py.typed"}
     assert shipped <= set(names)
 
 

@@ -1,4 +1,4 @@
-"""The end of an experiment leaves its table and its figure beside the runs."""
+"""The end of an experiment leaves its table, its figure and its page beside the runs."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +18,9 @@ def test_table_and_figure(
     write_run("0", "static_max", 200, rps=50)
     write_run("1", "voltana", 150, rps=50)
     Report(figure).on_multirun_end(OmegaConf.create({"hydra": {"sweep": {"dir": str(tmp_path)}}}))
-    assert "25.0" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "25.0" in printed and printed.splitlines()[-1] == f"Wrote {tmp_path / 'report.html'}"
+    assert (tmp_path / "report.html").read_text().startswith("<!doctype html>")
     assert "| voltana | 1 | 150.0 |" in " ".join((tmp_path / "table.md").read_text().replace("|", " | ").split())
     assert (tmp_path / "table.csv").read_text().count("\n") == 3
     assert (tmp_path / "figure.png").read_bytes().startswith(b"\x89PNG")

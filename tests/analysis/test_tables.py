@@ -71,6 +71,7 @@ def test_numbers_of_a_run(tmp_path: Path, write_run: WriteRun) -> None:
             "e2e_p90_ms": 1020,
             "e2e_p95_ms": 1110,
             "e2e_p99_ms": 1182,
+            "energy_per_request_j": 150_000 / 4,
             "energy_per_output_token_j": 150_000 / 44,
             "requests_completed": 4,
             "requests_failed": 1,

@@ -30,7 +30,7 @@ MAY_IMPORT = {
     "voltana.traces": LIBRARY,
     "voltana.sim": {*LIBRARY, "voltana.traces"},
     "voltana.live": {*LIBRARY, "voltana.traces", "voltana.sim.plant", "voltana.sim.serving"},
-    "voltana.analysis": {*LIBRARY, "voltana.traces"},
+    "voltana.analysis": {*LIBRARY, "voltana.traces", "voltana.sim.plant"},
 }
 """What each room may import beside itself."""
 OUTERMOST = {"voltana.sim.run.worker imports voltana.sim.studies.bound"}

@@ -113,6 +113,14 @@ def changed(record: RunRecord) -> list[str]:
     return sorted(name for name in {*then, *now} if _sha(then.get(name)) != _sha(now.get(name)))
 
 
+def still_there(record: RunRecord, name: str) -> Path | None:
+    """The file of that name that a record was made with (`dependencies`); None if it is gone or another one."""
+    then = record.provenance.get("depends_on")
+    about = then.get(name) if isinstance(then, Mapping) else None
+    path = Path(str(about.get("path"))) if isinstance(about, Mapping) else None
+    return path if path is not None and path.is_file() and _hash([path]) == _sha(about) else None
+
+
 def _sha(each: Mapping[str, str] | None) -> str | None:
     return None if each is None else each.get("sha256")
 

@@ -20,6 +20,7 @@ COMMANDS = {
     "voltana-check": "check",
     "voltana-compare": "compare",
     "voltana-plot": "plot",
+    "voltana-report": "report",
 }
 SCRIPTS = Path(sys.executable).parent
 
