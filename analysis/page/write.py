@@ -15,9 +15,13 @@ from voltana.analysis.page import content, details
 from voltana.analysis.runs import Run, RunSet
 from voltana.errors import UserError
 from voltana.files import write_whole
+from voltana.record.resolution import UNCLOCKED
 
 _SCRIPTS = ("vendor/uPlot.iife.min.js", "charts.js", "page.js")
 _STYLES = ("vendor/uPlot.min.css", "style.css")
+
+_WARNINGS = (tables.STARVED, f"power: {tables.SCALED}", "Servers died", "Few requests", UNCLOCKED)
+"""How the notes begin that put the numbers in doubt."""
 
 
 class Options(NamedTuple):
@@ -79,9 +83,7 @@ def gather(runs: RunSet, options: Options) -> dict[str, Any]:
         "title": options.title or _title(runs),
         "what": content.what_was_run(runs),
         "notes": [*content.how_levelled(comparison), *comparison.notes],
-        "warnings": [
-            note for note in comparison.notes if note.startswith((tables.STARVED, f"power: {tables.SCALED}", "Servers"))
-        ],
+        "warnings": [note for note in comparison.notes if note.startswith(_WARNINGS)],
         "verdict": content.verdict(compared),
         "colours": content.looks(policies),
         "table": content.table(compared),
