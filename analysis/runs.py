@@ -76,7 +76,7 @@ class Run:
     @property
     def rate(self) -> float | None:
         """Requests per second: what was asked for, or that of the trace; None where it is not known."""
-        rate = flat_config(self.record).get(RATE)
+        rate = self.flat.get(RATE)
         return float(rate) if isinstance(rate, int | float) else None
 
     @property
@@ -84,7 +84,7 @@ class Run:
         """How the power of the GPU is known where the record says: `measured`, or `scaled` from another GPU."""
         found = self.record.summary.get("power", self.record.provenance.get("power"))
         if found is None:
-            found = _flatten(self.record.config).get("gpu.power")
+            found = self.flat.get("gpu.power")
         return found if isinstance(found, str) else None
 
     def name(self, group: str) -> str:

@@ -12,7 +12,7 @@ from voltana.analysis import style, tables
 from voltana.analysis.equal import DIAL, OVER_RATE
 from voltana.analysis.figures import ROWS, Axis, line_name, mean_of, panels_of, reach, usual_order
 from voltana.analysis.page.packed import rounded
-from voltana.analysis.runs import RATE, Run, RunSet, Value, flat_config
+from voltana.analysis.runs import RATE, Run, RunSet, Value
 from voltana.analysis.tables import EQUAL_SAVING, SAVING, Comparison, Estimate, Row
 from voltana.errors import UserError
 
@@ -282,7 +282,7 @@ def how_levelled(comparison: Comparison) -> list[str]:
 
 def _first_number(runs: RunSet) -> str | None:
     """The key along the axis where none was asked for: the rate, else the first number that varies."""
-    flats = [dict(flat_config(run.record)) for run in runs.runs]
+    flats = [dict(run.flat) for run in runs.runs]
     varying = [RATE, *(key for key in runs.keys if key != RATE)]
     return next((key for key in varying if key in runs.keys and all(_numeric(flat.get(key)) for flat in flats)), None)
 
