@@ -1,11 +1,10 @@
-"""Progress of a profile: lines, and on a terminal a bar of the time spent."""
+"""Progress of a profile: lines, and how much of its time is spent."""
 
 from __future__ import annotations
 
 from typing import Self
 
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-
+from voltana.app.progress import Progress
 from voltana.app.terminal import plain_console
 
 
@@ -17,34 +16,23 @@ class Show:
     """
 
     def __init__(self, budget_s: float) -> None:
-        self._console = plain_console(soft_wrap=True)
-        self._bar = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            TextColumn("{task.completed:.0f} of {task.total:.0f} s"),
-            TimeElapsedColumn(),
-            console=self._console,
-            transient=True,
-            disable=not self._console.is_terminal,
-        )
-        self._budget_s = budget_s
-        self._task = self._bar.add_task("setting up", total=budget_s)
+        self._progress = Progress("setting up", budget_s, plain_console(soft_wrap=True), unit="s")
 
     def __enter__(self) -> Self:
-        self._bar.start()
+        self._progress.__enter__()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._bar.stop()
+        self._progress.__exit__()
 
     def line(self, text: str) -> None:
         """Print a line."""
-        self._console.print(text)
+        self._progress.line(text)
 
     def begin(self, what: str) -> None:
         """A part with the whole time to itself begins."""
-        self._bar.reset(self._task, description=what, total=self._budget_s)
+        self._progress.begin(what)
 
     def progress(self, spent_s: float) -> None:
         """So much of the time is spent."""
-        self._bar.update(self._task, completed=min(spent_s, self._budget_s))
+        self._progress.reach(spent_s)

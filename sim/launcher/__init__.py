@@ -28,10 +28,10 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from voltana.app.cli import CHDIR
 from voltana.app.objective import Objective, objective_of, objectives
+from voltana.app.progress import Progress
 from voltana.app.resolve import overwrite_of
 from voltana.app.sweeps import sweep_of
 from voltana.app.terminal import plain_console
@@ -102,12 +102,12 @@ class ProcessLauncher(Launcher):
     def _run(self, jobs: list[_Job], run: _Run, console: Console) -> list[tuple[_Job, Failure]]:
         order = {id(job): place for place, job in enumerate(jobs)}
         failures: list[tuple[_Job, Failure]] = []
-        with _SweepProgress(console, len(jobs)) as report:
+        with Progress("runs", len(jobs), console) as progress:
 
             def ended(job: _Job, failure: Failure | None) -> None:
                 if failure is not None:
                     failures.append((job, failure))
-                report(job.label if failure is None else f"{job.label}: failed")
+                progress.step(job.label if failure is None else f"{job.label}: failed")
 
             while jobs:
                 lost = _in_pool(jobs, min(self._workers, len(jobs)), run, ended)
@@ -218,30 +218,3 @@ def _job_return(job: _Job, asked: Objective) -> JobReturn:
     result.status = JobStatus.COMPLETED
     result.return_value = objectives(RunRecord(job.folder).summary, asked) if asked else None
     return result
-
-
-class _SweepProgress:
-    """Shows runs as they end: a bar on a terminal, a line each elsewhere."""
-
-    def __init__(self, console: Console, total: int) -> None:
-        self._console = console
-        self._total = total
-        self._ended = 0
-        columns = (TextColumn("runs"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-        self._bar = Progress(*columns, console=console)
-        self._task = self._bar.add_task("runs", total=total)
-
-    def __enter__(self) -> Callable[[str], None]:
-        if self._console.is_terminal:
-            self._bar.start()
-        return self._advance
-
-    def __exit__(self, *_: object) -> None:
-        if self._console.is_terminal:
-            self._bar.stop()
-
-    def _advance(self, label: str) -> None:
-        self._ended += 1
-        self._bar.advance(self._task)
-        if not self._console.is_terminal:
-            self._console.print(f"[{self._ended}/{self._total}] {label}")

@@ -98,22 +98,11 @@ def _run(values: dict[str, Any], folder: Path, overwrite: bool, sweep: dict[str,
 @contextmanager
 def _arrival_progress(values: dict[str, Any]) -> Iterator[Callable[[float], None]]:
     """A bar over the time in which requests arrive, or over their number where that is all that bounds the run."""
-    if not sys.stderr.isatty():
-        yield lambda _: None
-        return
-    from rich.progress import Progress
+    from voltana.app.progress import Progress
 
     duration, requests = values.get("duration_s"), values.get("requests")
-    with Progress(console=plain_console(stderr=True), transient=True) as bar:
-        task = bar.add_task("simulating", total=duration or requests)
-
-        def advance(now_s: float) -> None:
-            if duration:
-                bar.update(task, completed=now_s)
-            else:
-                bar.advance(task)
-
-        yield advance
+    with Progress("simulating", duration or requests, unit="s of arrivals" if duration else "requests") as progress:
+        yield progress.reach if duration else lambda _: progress.step()
 
 
 def _print_run(values: dict[str, Any], summary: dict[str, Any], folder: Path) -> None:

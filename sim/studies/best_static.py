@@ -31,6 +31,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from voltana.app.progress import Progress
 from voltana.app.terminal import plain_console
 from voltana.errors import UserError
 from voltana.files import write_whole
@@ -208,11 +209,10 @@ def simulate_pair(values: Mapping[str, Any], pair: Pair) -> Outcome:
 class Runner:
     """Runs pairs on a pool of processes and says how far it is."""
 
-    def __init__(self, values: Mapping[str, Any], pool: Executor, console: Console) -> None:
+    def __init__(self, values: Mapping[str, Any], pool: Executor, progress: Progress) -> None:
         self._values = values
         self._pool = pool
-        self._console = console
-        self._ended = 0
+        self._progress = progress
 
     def __call__(self, pairs: Sequence[Pair]) -> list[Outcome]:
         """Run pairs; tell about each as it is done."""
@@ -220,8 +220,7 @@ class Runner:
         outcomes = []
         for future in futures:
             outcomes.append(future.result())
-            self._ended += 1
-            self._console.print(f"run {self._ended}: {_in_words(outcomes[-1])}", highlight=False)
+            self._progress.step(_in_words(outcomes[-1]))
         return outcomes
 
 
@@ -273,9 +272,9 @@ def find(values: Mapping[str, Any], tolerance: float, target: float | None, lowe
     if not clocks:
         raise UserError(f"--lowest: found {lowest_mhz}, allowed: up to {supported[-1]} MHz")
     width = max(2, len(os.sched_getaffinity(0)))
-    with ProcessPoolExecutor(width, get_context("spawn")) as pool:
+    with Progress("runs", None, console) as progress, ProcessPoolExecutor(width, get_context("spawn")) as pool:
         try:
-            return Search(Runner(values, pool, console), clocks, tolerance, target, width).find()
+            return Search(Runner(values, pool, progress), clocks, tolerance, target, width).find()
         except BaseException:
             pool.shutdown(wait=True, cancel_futures=True)
             raise
@@ -375,6 +374,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("best_static: interrupted", file=sys.stderr)
         return 130
     show(found, plain_console())
+    if chosen.out is not None:
+        print(f"wrote {chosen.out}")
     return 0
 
 

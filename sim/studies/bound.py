@@ -66,9 +66,10 @@ from numpy.typing import NDArray
 from pydantic import ConfigDict
 
 from voltana.app.config import PlantConfig
+from voltana.app.progress import Progress
 from voltana.app.serving import ClusterConfig
 from voltana.errors import UserError
-from voltana.record import COMPLETED, RunRecord, find_records, replace_summary
+from voltana.record import COMPLETED, SUMMARY, RunRecord, find_records, replace_summary
 from voltana.section import parse
 from voltana.sim.plant import Plant
 from voltana.sim.plant.build import build_plant
@@ -396,24 +397,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prog="python -m voltana.sim.studies.bound", description="Add a lower bound on energy to records."
     )
     parser.add_argument("folders", nargs="+", metavar="DIR", help="holds run records, in or below it")
-    status = 0
+    refused = 0
     try:
-        for record in find_records(parser.parse_args(arguments).folders):
-            try:
-                bound, used_j = add_bound(record), record.summary["energy_j"]["total"]
-            except UserError as error:
-                print(f"voltana.sim.studies.bound: no bound: {error}", file=sys.stderr)
-                status = 2
-                continue
-            idle, prefill, decode = (part / 1e3 for part in bound)
-            print(
-                f"{record.folder}: {used_j / 1e3:.1f} kJ, {used_j / bound.total_j:.3f} times the bound of "
-                f"{bound.total_j / 1e3:.1f} (idle {idle:.1f}, prefill {prefill:.1f}, decode {decode:.1f})"
-            )
+        records = find_records(parser.parse_args(arguments).folders)
+        with Progress("bounds", len(records)) as progress:
+            for record in records:
+                try:
+                    bound, used_j = add_bound(record), record.summary["energy_j"]["total"]
+                except UserError as error:
+                    print(f"voltana.sim.studies.bound: no bound: {error}", file=sys.stderr)
+                    refused += 1
+                else:
+                    idle, prefill, decode = (part / 1e3 for part in bound)
+                    print(
+                        f"{record.folder}: {used_j / 1e3:.1f} kJ, {used_j / bound.total_j:.3f} times the bound of "
+                        f"{bound.total_j / 1e3:.1f} (idle {idle:.1f}, prefill {prefill:.1f}, decode {decode:.1f})",
+                        flush=True,
+                    )
+                progress.step()
     except UserError as error:
         print(f"voltana.sim.studies.bound: error: {error}", file=sys.stderr)
         return 2
-    return status
+    print(f"wrote {KEY} into the {SUMMARY} of {len(records) - refused} records")
+    return 2 if refused else 0
 
 
 if __name__ == "__main__":

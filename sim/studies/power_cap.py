@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from voltana.app.progress import Progress
 from voltana.app.terminal import plain_console
 from voltana.errors import UserError
 from voltana.files import write_whole
@@ -72,12 +73,15 @@ def calibrate(values: Mapping[str, Any], folder: Path) -> list[Trial]:
     Raises:
         UserError: a bad configuration, or one under which no token is decoded.
     """
-    natural = run_trial(values, folder / "uncapped", None)
-    trials = [natural]
-    for cap_w in caps_to_try(natural.draw_w, power_limits_w(values)):
-        trials.append(run_trial(values, folder / f"{cap_w:g}W", cap_w))
-        if not trials[-1].keeps_up_with(natural):
-            break
+    with Progress("at most", 1 + len(CAP_SHARES), unit="runs") as progress:
+        natural = run_trial(values, folder / "uncapped", None)
+        progress.step("without a cap")
+        trials = [natural]
+        for cap_w in caps_to_try(natural.draw_w, power_limits_w(values)):
+            trials.append(run_trial(values, folder / f"{cap_w:g}W", cap_w))
+            progress.step(f"capped at {cap_w:g} W")
+            if not trials[-1].keeps_up_with(natural):
+                break
     return trials
 
 

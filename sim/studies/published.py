@@ -11,18 +11,16 @@ import argparse
 import csv
 import math
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from contextlib import contextmanager
 from multiprocessing import get_context
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from voltana.app.terminal import plain_console
+from voltana.app.progress import Progress
 from voltana.errors import UserError
 from voltana.record import RunRecord
-from voltana.sim.run.simulate import simulate
+from voltana.sim.run.worker import run_job
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -40,6 +38,7 @@ SERIES = {
 BASELINE, ADAPTIVE = "sglang_f1410", "voltanallm"
 NUMBERS = ("rps", "ttft_attainment_pct", "itl_attainment_pct", "energy_kJ")
 PROCESSES = 2
+RECORDS = Path("outputs", "published")
 
 MOST_TTFT_POINTS = 6.0
 MOST_ITL_POINTS = 5.0
@@ -199,8 +198,8 @@ def busy_energy_j(rows: pd.DataFrame, end_s: float) -> float:
 
 
 def simulate_point(cell: Cell, folder: Path, seed: int | None = None) -> Point:
-    """Simulate a cell; its record goes into the folder."""
-    summary = simulate(configuration(cell, seed), folder)
+    """Simulate a cell, or take its record if it is in the folder, where it goes."""
+    summary, _ = run_job(configuration(cell, seed), folder)
     energy_j = busy_energy_j(RunRecord(folder).instances(), summary["end_s"])
     return Point(cell, 100 * summary["ttft_attainment"], 100 * summary["itl_attainment"], energy_j / 1e3)
 
@@ -211,13 +210,17 @@ def compare(
     """Simulate the points, side by side.
 
     Args:
-        folder: where their run records go, a folder each.
+        folder: where their run records go, a folder each; those that are there already are not simulated again.
         seed: of the runs; their default unless given.
         done: called with the name of each point when it is simulated.
     """
     found: dict[Cell, Comparison] = {}
     with ProcessPoolExecutor(min(PROCESSES, len(points)), get_context("spawn")) as pool:
-        futures = {pool.submit(simulate_point, p.cell, folder / p.cell.name, seed): p for p in points}
+        folders = [folder / (p.cell.name if seed is None else f"{p.cell.name}_seed{seed}") for p in points]
+        futures = {
+            pool.submit(simulate_point, point.cell, own, seed): point
+            for point, own in zip(points, folders, strict=True)
+        }
         try:
             for future in as_completed(futures):
                 point = futures[future]
@@ -321,54 +324,21 @@ def verdict_table(found: Sequence[Verdict]) -> str:
     return "\n".join(text)
 
 
-@contextmanager
-def _progress(total: int) -> Iterator[Callable[[str], None]]:
-    """Shows points as they end: a bar on a terminal, a line each elsewhere."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
-    console = plain_console(stderr=True)
-    columns = (TextColumn("points"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task("points", total=total)
-        ended = 0
-
-        def done(name: str) -> None:
-            nonlocal ended
-            ended += 1
-            bar.advance(task)
-            if not console.is_terminal:
-                console.print(f"[{ended}/{total}] {name}")
-
-        yield done
-
-
-@contextmanager
-def _record_folder(asked: Path | None) -> Iterator[Path]:
-    """The folder that was asked for, or one that is gone afterwards."""
-    if asked is None:
-        with TemporaryDirectory(prefix="voltana-published-") as name:
-            yield Path(name)
-        return
-    try:
-        asked.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--records: {asked}: {error.strerror}") from error
-    yield asked
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Compare; exit status 0 when every target is met, 1 when one is missed, 2 on bad input, 130 interrupted."""
     parser = argparse.ArgumentParser(
         prog="python -m voltana.sim.studies.published", description=(__doc__ or "").partition("\n")[0]
     )
     parser.add_argument("data", type=Path, help=f"folder with {CURVES}/*.csv")
-    parser.add_argument("--records", type=Path, metavar="DIR", help="keep the run records here")
+    parser.add_argument(
+        "--records", type=Path, metavar="DIR", default=RECORDS, help=f"where the run records go ({RECORDS})"
+    )
     parser.add_argument("--seed", type=int, help="of all runs, instead of the default")
     options = parser.parse_args(arguments)
     try:
         points = read_panels(options.data)
-        with _record_folder(options.records) as folder, _progress(len(points)) as done:
-            comparisons = compare(points, folder, options.seed, done)
+        with Progress("points", len(points)) as progress:
+            comparisons = compare(points, options.records, options.seed, progress.step)
     except UserError as problem:
         print(problem, file=sys.stderr)
         return 2
@@ -377,6 +347,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
     found = verdicts(comparisons)
     print(table(comparisons), panel_table(comparisons), verdict_table(found), sep="\n\n")
+    print(f"\nrecords are in {options.records}; started again, it takes those that are there")
     return 0 if all(verdict.met for verdict in found) else 1
 
 

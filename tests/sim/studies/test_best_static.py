@@ -97,7 +97,7 @@ def test_the_command_finds_clocks_and_writes_a_policy_that_runs(
     pair = Pair(*(policy[f"{phase}_controller"]["clock_mhz"] for phase in ("prefill", "decode")))
     shown = capsys.readouterr()
     assert as_overrides(pair) in shown.out
-    assert "run 1: prefill 1410, decode 1410 MHz" in shown.err
+    assert "[1] prefill 1410, decode 1410 MHz" in shown.err
     assert str(tmp_path) not in out.read_text()
     assert min(pair) >= 1200
 

@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 
 from voltana.errors import UserError
+from voltana.record import RunRecord
 from voltana.sim.studies import published
 from voltana.sim.studies.published import Cell, Comparison, Point
 
@@ -202,15 +203,27 @@ def test_the_exit_status_says_whether_targets_are_met(
     write(tmp_path, HEADER, GOOD)
 
     def compare(points: list[Point], folder: Path, seed: int | None, done: Callable[[str], None]) -> list[Comparison]:
-        assert folder == tmp_path / "records" and folder.is_dir()
+        assert folder == tmp_path / "records"
         done(points[0].cell.name)
         return [Comparison(point, point._replace(energy_kj=energy_kj)) for point in points]
 
     monkeypatch.setattr(published, "compare", compare)
     assert published.main([str(tmp_path), "--records", str(tmp_path / "records")]) == status
     out, err = capsys.readouterr()
-    assert "| energy, mean |" in out
+    assert "| energy, mean |" in out and f"records are in {tmp_path / 'records'}" in out
     assert err == "[1/1] llama31_8b_sharegpt_voltanallm_50\n"
+
+
+@pytest.mark.slow
+def test_what_was_simulated_is_taken_from_its_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(published, "SETTING", ("duration_s=1",))
+    cell = Cell("llama31_8b", "sharegpt", "sglang_f1005", 20.0)
+    first = published.simulate_point(cell, tmp_path)
+    started = RunRecord(tmp_path).provenance["started"]
+    (tmp_path / "summary.json").touch()
+    assert published.simulate_point(cell, tmp_path) == first
+    assert RunRecord(tmp_path).provenance["started"] == started
+    assert (tmp_path / "instances.parquet").stat().st_mtime_ns < (tmp_path / "summary.json").stat().st_mtime_ns
 
 
 def test_points_are_simulated_with_the_demo_s_configuration(values: Callable[..., dict[str, Any]]) -> None:
