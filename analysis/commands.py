@@ -55,22 +55,27 @@ def _flag(key: str, found: object) -> bool:
 
 
 def _plot(config: DictConfig) -> None:
-    from voltana.analysis import figures
+    from voltana.analysis import figures, style
     from voltana.analysis.runs import folders_of, load_runs
 
     options = _options(config)
-    kind = options["figure"]
-    if kind not in ("curves", "tradeoff", "timeline"):
-        raise UserError(f"figure: found {kind}, allowed: curves, tradeoff, timeline")
+    kind, width = options["figure"], options["width"]
+    draw = {
+        "curves": lambda runs: figures.curves(runs, options["published"], str(options["x"])),
+        "tradeoff": lambda runs: figures.tradeoff(runs, str(options["baseline"])),
+        "pareto": lambda runs: figures.tradeoff(runs, str(options["baseline"]), front=True),
+        "timeline": lambda runs: figures.timeline(runs, options["window"]),
+        "energy": figures.energy,
+        "residency": figures.residency,
+    }
+    if kind not in draw:
+        raise UserError(f"figure: found {kind}, allowed: {', '.join(draw)}")
+    if width is not None and width not in style.WIDTHS:
+        raise UserError(f"width: found {width}, allowed: {', '.join(style.WIDTHS)}, null")
     out = figures.output_path(str(options["out"]))
-    runs = load_runs(folders_of(options["runs"]), interrupted=kind == "timeline")
-    if kind == "timeline":
-        figure = figures.timeline(runs, options["window"])
-    elif kind == "tradeoff":
-        figure = figures.tradeoff(runs, str(options["baseline"]))
-    else:
-        figure = figures.curves(runs, options["published"], str(options["x"]))
-    figures.save(figure, out)
+    with style.page_width(width):
+        figure = draw[kind](load_runs(folders_of(options["runs"]), interrupted=kind == "timeline"))
+        figures.save(figure, out)
     print(f"Wrote {out}")
 
 

@@ -37,6 +37,9 @@ _FEW_CLOCKS = 2
 _LEAST_SPAN = 10.0
 """Points of attainment or % of energy: what the axes of `tradeoff` span at least, so that a small step looks small."""
 _LONGEST_LABEL = 60
+_MOST_BARS = 60
+_MOST_NAMED = 8
+"""Parts of a stacked bar that a legend names."""
 _LABELS = {
     RATE: "Request rate (1/s)",
     "slo.scale": "Objectives, relative to the paper's",
@@ -389,7 +392,7 @@ def _bare(name: str) -> str:
     return "".join(letter for letter in name.lower() if letter.isalnum())
 
 
-def tradeoff(runs: RunSet, baseline: str) -> Figure:
+def tradeoff(runs: RunSet, baseline: str, *, front: bool = False) -> Figure:
     """Energy saved against requests that meet both objectives: a column per model, trace and rate, a point per policy.
 
     Up and to the right is better. Three repetitions and more give the mean and its 95 % confidence interval, two the
@@ -399,6 +402,7 @@ def tradeoff(runs: RunSet, baseline: str) -> Figure:
     Args:
         runs: at least one of the baseline in every column.
         baseline: the policy whose energy the others save.
+        front: whether a line joins the policies that no other beats in both.
     """
     panels = panels_of(runs, Axis("policy.name", runs))
     for panel, members in panels.items():
@@ -413,6 +417,10 @@ def tradeoff(runs: RunSet, baseline: str) -> Figure:
         figure = style.new_figure(max(6.4, 1.0 + 3.3 * len(panels)), 5.2)
         grid = figure.subplots(1, len(panels), squeeze=False)[0]
         drawn = [_draw_points(axis, rows[panel]) for axis, panel in zip(grid, panels, strict=True)]
+        for axis, points in zip(grid, drawn, strict=True):
+            if front:
+                best = sorted(pareto([point.at for point in points]))
+                axis.plot(*zip(*best, strict=True), color="#7F7F7F", linewidth=1, zorder=1)
         for axis, panel in zip(grid, panels, strict=True):
             axis.set_title("\n".join(panel))
             axis.set_xlabel(textwrap.fill(f"Energy saved against {baseline} (%)", 40))
@@ -443,6 +451,93 @@ def _draw_points(axis: Axes, rows: Sequence[Row]) -> list[Point]:
         axis.set_xlim(_span([end for point in points for end in point.x_reach]))
         axis.set_ylim(_span([end for point in points for end in point.y_reach], most=100))
     return points
+
+
+def pareto(places: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Those that no other reaches or passes in both coordinates, larger being better."""
+    return [one for one in places if not any(o[0] >= one[0] and o[1] >= one[1] and o != one for o in places)]
+
+
+def energy(runs: RunSet) -> Figure:
+    """Where the joules went: a bar per policy and setting, stacked by purpose (`voltana.analysis.energy`).
+
+    Repetitions are averaged.
+
+    Raises:
+        UserError: no run tells the constants of its GPU, or none was metered.
+    """
+    from voltana.analysis.energy import PARTS, split
+
+    bars: dict[str, list[float]] = {}
+    for name, members in _bars_of(runs).items():
+        found = [parts for run in members if (parts := split(run.record)) is not None]
+        if found:
+            sums = [[sum(each.parts[i] for each in parts.values()) / 1e3 for i in range(len(PARTS))] for parts in found]
+            bars[name] = [math.fsum(column) / len(sums) for column in zip(*sums, strict=True)]
+    if not bars:
+        raise UserError(
+            "runs: found none whose energy can be told apart, allowed: metered runs that name a GPU's constants"
+        )
+    return _stacked(bars, dict(zip(PARTS, style.PARTS, strict=True)), "Energy (kJ)")
+
+
+def residency(runs: RunSet) -> Figure:
+    """How long each clock was in force: a bar per policy, setting and phase, stacked from the lowest clock up."""
+    from voltana.analysis.page.details import residency as shares_of
+
+    bars: dict[str, dict[float, float]] = {}
+    for name, members in _bars_of(runs).items():
+        for run in members:
+            shares = shares_of(run.record.instances(), run.number("end_s", may_lack=True))
+            for phase, found in shares.items():
+                own = bars.setdefault(f"{name}, {phase}", {})
+                for clock, share in found:
+                    own[clock] = own.get(clock, 0.0) + 100 * share / len(members)
+    clocks = sorted({clock for own in bars.values() for clock in own})
+    if not clocks:
+        raise UserError("runs: found none that tells its clocks, allowed: runs whose clocks were read")
+    colours = style.scale(len(clocks))
+    stacked = {name: [own.get(clock, 0.0) for clock in clocks] for name, own in bars.items()}
+    return _stacked(
+        stacked, {f"{clock:g} MHz": colour for clock, colour in zip(clocks, colours, strict=True)}, "Time (%)"
+    )
+
+
+def _bars_of(runs: RunSet) -> dict[str, list[Run]]:
+    """The repetitions behind each bar, by policy and setting in words."""
+    bars: dict[str, list[Run]] = {}
+    for setting in runs.settings():
+        for policy in runs.policies():
+            told = ", ".join([policy, *(f"{key} {value}" for key, value in setting.items())])
+            if found := runs.at(setting, policy):
+                bars[told] = found
+    if len(bars) > _MOST_BARS:
+        raise UserError(f"runs: found {len(bars)} policies at settings, allowed: up to {_MOST_BARS}")
+    return bars
+
+
+def _stacked(bars: Mapping[str, Sequence[float]], parts: Mapping[str, str], label: str) -> Figure:
+    """Horizontal bars from the top, each of the same parts in the same order; `parts` has their colours."""
+    with style.figure_style():
+        figure = style.new_figure(7.0, 1.2 + 0.26 * len(bars))
+        axis = figure.subplots()
+        places = list(range(len(bars), 0, -1))
+        begins = [0.0] * len(bars)
+        for index, (part, colour) in enumerate(parts.items()):
+            lengths = [values[index] for values in bars.values()]
+            axis.barh(places, lengths, left=begins, height=0.72, color=colour, label=part)
+            begins = [begin + length for begin, length in zip(begins, lengths, strict=True)]
+        axis.set_yticks(places, list(bars))
+        axis.set_xlabel(label)
+        axis.grid(visible=False, axis="y")
+        axis.set_axisbelow(True)
+        axis.set_xlim(0, max(begins) or 1)
+        if len(parts) <= _MOST_NAMED:
+            figure.legend(loc="outside upper center", ncols=4 if figure.get_figwidth() > 5 else 2)
+        else:
+            low, *_, high = parts
+            _footnote(figure, [f"From {low} (light) to {high} (dark)."])
+    return figure
 
 
 def _marker(look: style.Line) -> Artist:

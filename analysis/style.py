@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import chdir, contextmanager
+from contextvars import ContextVar
 from hashlib import blake2b
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -76,6 +77,8 @@ _SALT = b"2744"
 """Such that the lines of experiment=routing, which differ in a parameter, are far apart."""
 
 PHASES = {"prefill": "#0072B2", "decode": "#D55E00"}
+PARTS = ("#8A929A", "#5C7FA3", "#1B8A77", "#D0532B")
+"""Of the parts of energy, in the order of `voltana.analysis.energy.PARTS`; as in the report."""
 INK = "#262626"
 FAINT = "#D9D9D9"
 
@@ -109,6 +112,21 @@ _RC: Any = {
 }
 
 
+WIDTHS = {"column": 3.33, "text": 7.0}
+"""Inches of a column and of the whole text in two-column papers (ACM, USENIX)."""
+_LEAST_SHRINK = 0.75
+"""A figure that is made narrower keeps this share of its height, as its letters do not shrink with it."""
+_asked: ContextVar[str | None] = ContextVar("page_width", default=None)
+_RC_OF_A_PAPER: Any = {
+    "axes.labelsize": 7.5,
+    "axes.titlesize": 8,
+    "font.size": 7.5,
+    "legend.fontsize": 7,
+    "lines.linewidth": 1.2,
+    "lines.markersize": 3.5,
+}
+
+
 def line(name: str) -> Line:
     """The colour and marker of a policy: its own if it is shipped, else told by its name alone."""
     if name in POLICIES:
@@ -121,11 +139,33 @@ def line(name: str) -> Line:
     return Line(colour, _OTHER_MARKERS[hashed % len(_OTHER_MARKERS)])
 
 
+def scale(count: int) -> list[str]:
+    """So many colours from light to dark, for what rises."""
+    shares = [0.5 if count == 1 else index / (count - 1) for index in range(count)]
+    light, dark = (0xD6, 0xE6, 0xF2), (0x0A, 0x2A, 0x4D)
+    return [
+        "#" + "".join(f"{round(a + (b - a) * share):02X}" for a, b in zip(light, dark, strict=True)) for share in shares
+    ]
+
+
 def new_figure(width: float, height: float) -> Figure:
-    """An empty figure, in inches; within `figure_style`."""
+    """An empty figure, in inches; within `figure_style`, and as wide as `page_width` has it, if anything has."""
     from matplotlib.figure import Figure
 
+    asked = WIDTHS.get(_asked.get() or "")
+    if asked is not None:
+        width, height = asked, height * max(asked / width, _LEAST_SHRINK)
     return Figure(figsize=(width, height), layout="constrained")
+
+
+@contextmanager
+def page_width(name: str | None) -> Iterator[None]:
+    """Figures built within are as wide as a column or the text of a paper, a key of `WIDTHS`; None: as they come."""
+    token = _asked.set(name)
+    try:
+        yield
+    finally:
+        _asked.reset(token)
 
 
 @contextmanager
@@ -139,6 +179,8 @@ def figure_style() -> Iterator[None]:
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(_RC)
+        if _asked.get() is not None:
+            matplotlib.rcParams.update(_RC_OF_A_PAPER)
         yield
 
 

@@ -87,7 +87,7 @@ class Terminal:
             self._environment |= dict([line.removeprefix("export ").split("=", 1)])
             return ""
         done = subprocess.run(
-            ["bash", "-c", line], cwd=self.folder, env=self._environment, capture_output=True, text=True, timeout=120
+            ["bash", "-c", line], cwd=self.folder, env=self._environment, capture_output=True, text=True, timeout=600
         )
         assert done.returncode == 0, f"{line}\n{done.stdout}{done.stderr}"
         return done.stdout

@@ -77,7 +77,7 @@ def details(chosen: Chosen) -> dict[str, Any]:
         "distributions": {kind: _distribution(requests, kind) for kind in ("ttft", "itl", "e2e")},
         "slo": {kind: rounded(run.number("slo", f"{kind}_ms", may_lack=True)) for kind in ("ttft", "itl")},
         "energy": _energy(run, instances),
-        "residency": _residency(instances, end_s),
+        "residency": residency(instances, end_s),
         "states": _states(run, instances, names, end_s),
         "failures": _failures(run, requests),
         "timeline": _timeline(instances, names, end_s) if chosen.timeline else None,
@@ -131,7 +131,7 @@ def _spans(own: pd.DataFrame, end_s: float) -> Numbers:
     return np.clip(np.diff(np.append(time, max(end_s, time[-1]))), 0.0, None)
 
 
-def _residency(instances: pd.DataFrame, end_s: float | None) -> dict[str, list[list[Any]]]:
+def residency(instances: pd.DataFrame, end_s: float | None) -> dict[str, list[list[Any]]]:
     """Per phase: (clock MHz, share of the time of its instances), by rising clock; many clocks in equal bins."""
     import numpy as np
 

@@ -98,7 +98,11 @@ def test_plot_curves_and_timeline(run: Run, write_run: WriteRun, tmp_path: Path)
             ["runs=runs", "base=voltana"],
             "unknown config key 'base'; allowed: baseline, columns, csv, gap, markdown, oracle, runs",
         ),
-        (plot, ["runs=runs", "figure=pie"], "figure: found pie, allowed: curves, tradeoff, timeline"),
+        (
+            plot,
+            ["runs=runs", "figure=pie"],
+            "figure: found pie, allowed: curves, tradeoff, pareto, timeline, energy, residency",
+        ),
         (plot, ["runs=runs", "out=a.gif"], "out: found a.gif, allowed: a path that ends in .png, .pdf, .svg"),
         (plot, ["runs=runs", "out=runs/0/summary.json/a.png"], "out: runs/0/summary.json/a.png: "),
         (plot, ["runs=runs", "published=none.csv"], "published: none.csv: No such file or directory"),

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from voltana.analysis import energy
+from voltana.analysis import energy, figures
+from voltana.analysis.runs import load_runs
 from voltana.record import RunRecord
 from voltana.sim.plant.build import plant_of
 from voltana.sim.run.compose import compose_sim
@@ -72,3 +73,11 @@ def test_a_gpu_whose_constants_are_not_told_is_not_split(tmp_path: Path, fastest
     unknown = RunRecord(fastest.folder)
     unknown.__dict__["config"] = {**fastest.config, "gpu": {"name": "auto"}}
     assert energy.split(unknown) is None
+
+
+@pytest.mark.slow
+def test_the_figure_stacks_the_parts(fastest: RunRecord) -> None:
+    (axis,) = figures.energy(load_runs([fastest.folder])).axes
+    total = sum(patch.get_width() for patch in axis.patches)
+    assert len(axis.patches) == len(energy.PARTS)
+    assert total == pytest.approx(fastest.summary["energy_j"]["total"] / 1e3, rel=1e-6)

@@ -15,10 +15,12 @@ from matplotlib.collections import PolyCollection
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
+from voltana.analysis import figures, style
 from voltana.analysis.figures import curves, output_path, save, timeline, tradeoff
 from voltana.analysis.runs import load_runs
 from voltana.analysis.style import POLICIES
 from voltana.errors import UserError
+from voltana.record import RunRecord
 
 WriteRun = Callable[..., Path]
 
@@ -420,3 +422,33 @@ def test_energy_that_is_not_known_is_not_drawn(tmp_path: Path, write_run: WriteR
 
 def labelled(axis: Axes, name: str) -> bool:
     return any(found.get_label() == name and len(found.get_xydata()) for found in axis.get_lines())
+
+
+def test_the_front_joins_what_nothing_beats() -> None:
+    places = [(0.0, 100.0), (20.0, 95.0), (25.0, 70.0), (15.0, 90.0), (20.0, 95.0)]
+    assert figures.pareto(places) == [(0.0, 100.0), (20.0, 95.0), (25.0, 70.0), (20.0, 95.0)]
+
+
+@pytest.mark.parametrize(("width", "inches"), [("column", 3.33), ("text", 7.0)])
+def test_as_wide_as_a_paper_has_it(tmp_path: Path, write_run: WriteRun, width: str, inches: float) -> None:
+    write_run("0", "static_max", 200, rps=50)
+    write_run("1", "static_max", 210, rps=75)
+    with style.page_width(width):
+        figure = figures.curves(load_runs([tmp_path]))
+    assert figure.get_figwidth() == inches
+    assert figure.axes[0].yaxis.label.get_fontsize() == 7.5
+
+
+def test_time_at_each_clock_is_stacked_to_the_whole(tmp_path: Path, write_run: WriteRun) -> None:
+    states = [(0.0, "decode-0", 1005, 1, 100.0), (1.0, "decode-0", 1410, 1, 200.0)]
+    end_s = RunRecord(write_run("0", "voltana", instances=states)).summary["end_s"]
+    (axis,) = figures.residency(load_runs([tmp_path])).axes
+    widths = [patch.get_width() for patch in axis.patches]
+    assert widths == pytest.approx([100 / end_s, 100 - 100 / end_s], rel=1e-3)
+    assert [label.get_text() for label in axis.get_yticklabels()] == ["voltana, decode"]
+
+
+def test_energy_that_cannot_be_told_apart_is_refused(tmp_path: Path, write_run: WriteRun) -> None:
+    write_run("0", "voltana", instances=[(0.0, "decode-0", 1005, 1, 100.0)])
+    with pytest.raises(UserError, match="runs: found none whose energy can be told apart"):
+        figures.energy(load_runs([tmp_path]))

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress as RichProgress
     from rich.progress import TaskID
 
-QUIET_S = 5.0
+QUIET_S = 30.0
 """Where nobody watches a bar, work whose steps have no names tells how far it is so often; shorter work never does."""
 
 
