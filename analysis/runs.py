@@ -79,14 +79,6 @@ class Run:
         rate = self.flat.get(RATE)
         return float(rate) if isinstance(rate, int | float) else None
 
-    @property
-    def power(self) -> str | None:
-        """How the power of the GPU is known where the record says: `measured`, or `scaled` from another GPU."""
-        found = self.record.summary.get("power", self.record.provenance.get("power"))
-        if found is None:
-            found = self.flat.get("gpu.power")
-        return found if isinstance(found, str) else None
-
     def name(self, group: str) -> str:
         """The chosen option of a configuration group, such as `model`."""
         return str(self.flat.get(f"{group}.name", _UNSET))

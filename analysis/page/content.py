@@ -84,7 +84,7 @@ def what_was_run(runs: RunSet) -> dict[str, Any]:
         ("Host", _few(_distinct(each.get("host") for each in about))),
         ("Started", starts[0] if len(set(starts)) == 1 else f"{starts[0]} to {starts[-1]}" if starts else ""),
         ("Code", _few(_distinct(_code(each) for each in about))),
-        ("Power", _few(_distinct(run.power for run in runs.runs))),
+        ("Power", _few(_distinct(_power(run) for run in runs.runs))),
     ]
     return {
         "facts": facts,
@@ -115,6 +115,11 @@ def _version(about: Mapping[str, Any]) -> str:
 def _code(about: Mapping[str, Any]) -> str | None:
     code = (about.get("depends_on") or {}).get("code") or {}
     return f"sha256 {str(code['sha256'])[:16]}" if "sha256" in code else None
+
+
+def _power(run: Run) -> str | None:
+    gpu = run.record.config.get("gpu")
+    return str(gpu["power"]) if isinstance(gpu, Mapping) and "power" in gpu else None
 
 
 def _command(about: Mapping[str, Any]) -> str | None:

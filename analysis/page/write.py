@@ -20,7 +20,7 @@ from voltana.record.resolution import UNCLOCKED
 _SCRIPTS = ("vendor/uPlot.iife.min.js", "charts.js", "page.js")
 _STYLES = ("vendor/uPlot.min.css", "style.css")
 
-_WARNINGS = (tables.STARVED, f"power: {tables.SCALED}", "Servers died", "Few requests", UNCLOCKED)
+_WARNINGS = (tables.STARVED, "Power of", "Servers died", "Few requests", UNCLOCKED)
 """How the notes begin that put the numbers in doubt."""
 
 

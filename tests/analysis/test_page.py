@@ -147,13 +147,14 @@ def test_a_live_record_with_gaps(tmp_path: Path, write_run: WriteRun) -> None:
     """Nothing metered at first, nothing known of the batch, a starved client, power scaled from another GPU."""
     states = [(0.0, "decode-0", None, None, None), (1.0, "decode-0", 1005, None, 100.0)]
     rows = [(time, name, clock, 0 if batch is None else batch, power) for time, name, clock, batch, power in states]
-    folder = write_run("0", "voltana", source="live", instances=rows)
+    folder = write_run("0", "voltana", source="live", instances=rows, gpu__power="scaled")
     summary = RunRecord(folder).summary
-    starved = {"starved": ["client lag"], "power": "scaled", "live": {"servers_ended": {"decode-0": "killed"}}}
+    starved = {"starved": ["client lag"], "live": {"servers_ended": {"decode-0": "killed"}}}
     replace_summary(folder, summary | starved)
     data = told(page(load_runs([folder]), Options()))
-    assert [note.split(" ")[0] for note in data["warnings"]] == ["power:", "*", "Servers"]
-    assert "power: scaled" in data["warnings"][0] and "a100_sxm4_80g" in data["warnings"][0]
+    assert [note.split(" ")[0] for note in data["warnings"]] == ["Power", "*", "Servers"]
+    assert "a100_sxm4_80g is scaled" in data["warnings"][0]
+    assert ["Power", "scaled"] in data["what"]["origin"]
     assert data["runs"][0]["failures"]["servers"] == ["decode-0"]
 
 

@@ -98,9 +98,7 @@ class Progress:
             return
         now_s = time.monotonic()
         if name:
-            self.line(
-                f"[{done:.0f}{'' if self._total is None else f'/{self._total:.0f}'}] {name}{self._left()}"
-            )
+            self.line(f"[{done:.0f}{'' if self._total is None else f'/{self._total:.0f}'}] {name}{self._left()}")
         elif now_s - self._told_s >= QUIET_S:
             of = "" if self._total is None else f" of {self._total:.0f}"
             self.line(f"{self._what}: {done:.0f}{of}{self._unit and f' {self._unit}'}{self._left()}")
