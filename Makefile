@@ -77,8 +77,9 @@ test-clients: $(DEV) $(CLIENTS)/.ready  ## others' clients and load generators, 
 test-launchers: $(DEV) $(LAUNCHERS)/.ready  ## sweeps by Hydra's other launchers and by Optuna's sweeper
 	VOLTANA_LAUNCHERS=$(LAUNCHERS) $(BIN)/python -m pytest -n 2 tests/launchers
 
-stress: $(DEV)  ## minutes of broken requests, killed servers, stops and too few file descriptors; prints what it tried
+stress: $(DEV)  ## minutes of broken requests, killed and stopped processes, too few file descriptors; prints what it tried
 	$(BIN)/python -m tests.stress.router
+	$(BIN)/python -m tests.stress.clocks
 
 sglang: $(READY)  ## the environment of stock SGLang on a CPU: 3.3 GB; what is there already is not built again
 	$(BIN)/python -m voltana.live.servers.sglang.environment $(SGLANG) --install-system-libraries

@@ -71,7 +71,7 @@ class Controller:
         on_error: Callable[[Exception], None] = lambda error: None,
     ) -> None:
         for name, controller in controllers.items():
-            _check_needs(name, controller, power_w is not None)
+            check_needs(name, controller, power_w is not None)
         self._instances = {name: _Instance(controller) for name, controller in controllers.items()}
         self._clocks = clocks
         self._subscriber = subscriber
@@ -219,7 +219,17 @@ def _cancel(instance: _Instance) -> None:
         instance.timer = None
 
 
-def _check_needs(name: str, controller: FrequencyController, power: bool) -> None:
+def check_needs(name: str, controller: FrequencyController, power: bool) -> None:
+    """Refuse a controller that asks for what a live cluster does not measure.
+
+    Args:
+        name: for the message.
+        controller: what it is.
+        power: whether power sensors are read.
+
+    Raises:
+        UserError: it does.
+    """
     kind = type(controller).__name__
     if getattr(controller, "reads_requests", False):
         raise UserError(

@@ -88,7 +88,7 @@ class Connection:
         """
         payload = b"" if body is None else json.dumps(body).encode()
         data = request(self._name, method or ("GET" if body is None else "POST"), path, payload, headers)
-        async with self._turn, asyncio.timeout(timeout_s):
+        async with asyncio.timeout(timeout_s), self._turn:
             try:
                 return await self._exchange(data, discard)
             except BaseException:

@@ -62,7 +62,8 @@ class ClockClient:
         name: of this client, for the owner's messages.
         on_event: called in the receiving thread with what happened to commands, and with "changed", "slow" and "lost";
             it must not block.
-        timeout_s: how long the blocking methods wait for an answer.
+        timeout_s: how long the blocking methods wait for an answer. An owner from whom nothing is heard for so long,
+            not even an answer to heartbeats, is lost: it was stopped, or its machine is not to be had.
 
     Raises:
         UserError: nobody listens there, or this user may not connect.
@@ -78,7 +79,7 @@ class ClockClient:
         self._ids = itertools.count()
         self._waiting: dict[int, Future[AnyReply]] = {}
         self._desired: dict[tuple[str, Setting], _Desired] = {}
-        self._outgoing = _Outgoing(_connect(path))
+        self._outgoing = _Outgoing(_connect(path, timeout_s), timeout_s)
         self._lost: str | None = None
         self._heartbeat_s = 1.0
         self._thread = threading.Thread(target=self._receive, name="clocks", daemon=True)
@@ -97,6 +98,21 @@ class ClockClient:
         self.owner_pid = welcome.pid
         self.gpus: dict[int, GpuInfo] = {info.gpu: info for info in welcome.gpus}
         """The GPUs that the owner was given."""
+
+    def indices(self, gpus: Sequence[int | str]) -> list[int]:
+        """The owner's indices of GPUs that are given by index or UUID.
+
+        Raises:
+            UserError: the owner was not given one.
+        """
+        known: dict[int | str, int] = {info.uuid: gpu for gpu, info in self.gpus.items()} | {
+            gpu: gpu for gpu in self.gpus
+        }
+        unlisted = [gpu for gpu in gpus if gpu not in known]
+        if unlisted:
+            listed = ", ".join(f"{gpu} ({info.uuid})" for gpu, info in self.gpus.items())
+            raise UserError(f"{self.path}: the owner was not given GPU {unlisted[0]}; it has {listed}")
+        return [known[gpu] for gpu in gpus]
 
     # Owning
 
@@ -286,13 +302,17 @@ def _settle(future: Future[AnyReply], outcome: AnyReply | ClockError) -> None:
         future.set_result(outcome)
 
 
-def _connect(path: Path) -> socket.socket:
+def _connect(path: Path, timeout_s: float) -> socket.socket:
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    connection.settimeout(timeout_s)
     try:
         connection.connect(os.fspath(path))
     except PermissionError:
         connection.close()
         raise UserError(f"{path}: this user may not connect; ask to be added to the group of that socket") from None
+    except (BlockingIOError, TimeoutError):
+        connection.close()
+        raise UserError(f"{path}: the owner of GPU clocks takes no connection; is it stopped?") from None
     except OSError as error:
         connection.close()
         raise UserError(
@@ -308,8 +328,10 @@ class _Outgoing:
     `receive` is for one thread, `send` for any.
     """
 
-    def __init__(self, connection: socket.socket) -> None:
+    def __init__(self, connection: socket.socket, silent_s: float) -> None:
         self._socket = connection
+        self._silent_s = silent_s
+        self._heard_s = self._looked_s = time.monotonic()
         self._guard = threading.Lock()
         self._rest = b""
         self._later: dict[object, bytes] = {}
@@ -365,6 +387,9 @@ class _Outgoing:
         """Wait for bytes, and meanwhile write what was kept and send a heartbeat after every pause.
 
         Returns nothing at the end of the connection.
+
+        Raises:
+            OSError: the connection broke, or nothing was heard for `silent_s`.
         """
         while not self._closed:
             unsent = self._flush()
@@ -379,8 +404,18 @@ class _Outgoing:
                 self.send(beat(), replaces="heartbeat")
                 self._beat_s = time.monotonic()
             if ready.get(self._socket.fileno(), 0) & ~select.POLLOUT:
+                self._heard_s = time.monotonic()
                 return self._socket.recv(1 << 16)
+            self._check_heard(pause_s)
         return b""
+
+    def _check_heard(self, pause_s: float) -> None:
+        now_s = time.monotonic()
+        if now_s > self._looked_s + pause_s + 1.0:  # it was this process that stood still
+            self._heard_s = now_s
+        self._looked_s = now_s
+        if now_s > self._heard_s + self._silent_s:
+            raise OSError(f"it has not answered for {self._silent_s:g} s")
 
     def close(self) -> None:
         """End the connection for both sides."""

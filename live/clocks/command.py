@@ -41,7 +41,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = _Parser(PROGRAM, description="Own the clocks and power caps of GPUs on behalf of unprivileged clients.")
     add = parser.add_argument
     add("--version", action="version", version=f"%(prog)s {voltana.__version__}")
-    add("--gpus", type=_indices, help="indices of the GPUs to own, such as 0,1,2,3; no other is ever changed")
+    add("--gpus", type=_gpus, help="indices or UUIDs of the GPUs to own, such as 0,1,2,3; no other is ever changed")
     add("--group", help="members of this group may connect, beside root and the user who starts it")
     add("--folder", type=Path, help=f"for socket, lock and note of changes; root's standard is {access.ROOT_FOLDER}")
     add("--observe", action="store_true", help="only read: needs no privilege")
@@ -63,11 +63,11 @@ class _Parser(argparse.ArgumentParser):
         raise UserError(f"{message}; see --help")
 
 
-def _indices(text: str) -> list[int]:
-    words = text.split(",")
-    if not all(word.isdecimal() for word in words) or len({int(word) for word in words}) < len(words):
-        raise argparse.ArgumentTypeError(f"found {text!r}; allowed: indices such as 0,1,2,3, each once")
-    return [int(word) for word in words]
+def _gpus(text: str) -> list[int | str]:
+    words = [int(word) if word.isdecimal() else word for word in text.split(",")]
+    if not all(isinstance(word, int) or word.startswith("GPU-") for word in words) or len(set(words)) < len(words):
+        raise argparse.ArgumentTypeError(f"found {text!r}; allowed: indices such as 0,1,2,3, or UUIDs, each once")
+    return words
 
 
 def _number(low: float, high: float) -> Callable[[str], float]:

@@ -8,6 +8,7 @@ observe     an owner without privilege that only reads
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 import tempfile
@@ -34,12 +35,12 @@ class Control(Protocol):
     """One way to the GPUs."""
 
     def open(
-        self, gpus: Sequence[int], name: str, on_event: OnEvent | None = None
+        self, gpus: Sequence[int | str], name: str, on_event: OnEvent | None = None
     ) -> AbstractContextManager[ClockClient]:
         """Connect to an owner of these GPUs, for the time of a `with` statement.
 
         Args:
-            gpus: indices on this host; nothing is owned or changed yet.
+            gpus: UUIDs, or indices of the owner's; nothing is owned or changed yet. Simulated ones have indices.
             name: of the client, for the owner's messages.
             on_event: see `ClockClient`.
 
@@ -57,16 +58,13 @@ class NvmlControl:
     """
 
     def __init__(self, *, socket: str | None = None) -> None:
-        self._path = access.standard_socket() if socket is None else Path(socket)
+        self.path = access.standard_socket() if socket is None else Path(socket)
 
     @contextmanager
-    def open(self, gpus: Sequence[int], name: str, on_event: OnEvent | None = None) -> Iterator[ClockClient]:
+    def open(self, gpus: Sequence[int | str], name: str, on_event: OnEvent | None = None) -> Iterator[ClockClient]:
         """Connect; see `Control`."""
-        with ClockClient(self._path, name, on_event) as client:
-            unlisted = [gpu for gpu in gpus if gpu not in client.gpus]
-            if unlisted:
-                known = ", ".join(map(str, client.gpus))
-                raise UserError(f"{self._path}: the owner was not given GPU {unlisted[0]}; it has {known}")
+        with ClockClient(self.path, name, on_event) as client:
+            client.indices(gpus)
             yield client
 
 
@@ -99,10 +97,10 @@ class SimulatedControl:
         self._changes_per_s = changes_per_s
 
     @contextmanager
-    def open(self, gpus: Sequence[int], name: str, on_event: OnEvent | None = None) -> Iterator[ClockClient]:
+    def open(self, gpus: Sequence[int | str], name: str, on_event: OnEvent | None = None) -> Iterator[ClockClient]:
         """Start the owner and connect; see `Control`."""
         with tempfile.TemporaryFile("w", encoding="utf-8") as settings:
-            json.dump({**self._settings, "gpus": max(gpus) + 1}, settings)
+            json.dump({**self._settings, "gpus": max(map(int, gpus)) + 1}, settings)
             settings.flush()
             options = ["--simulate", f"/dev/fd/{settings.fileno()}", "--changes-per-s", str(self._changes_per_s)]
             with (
@@ -116,14 +114,14 @@ class ObserveControl:
     """Start an owner that only reads: needs no privilege. Without a driver every reading is None."""
 
     @contextmanager
-    def open(self, gpus: Sequence[int], name: str, on_event: OnEvent | None = None) -> Iterator[ClockClient]:
+    def open(self, gpus: Sequence[int | str], name: str, on_event: OnEvent | None = None) -> Iterator[ClockClient]:
         """Start the owner and connect; nothing can be owned or set. See `Control`."""
         with started_owner(gpus, ["--observe"]) as socket, ClockClient(socket, name, on_event) as client:
             yield client
 
 
 @contextmanager
-def started_owner(gpus: Sequence[int], options: Sequence[str], files: Sequence[int] = ()) -> Iterator[Path]:
+def started_owner(gpus: Sequence[int | str], options: Sequence[str], files: Sequence[int] = ()) -> Iterator[Path]:
     """Run an owner in a folder of its own for the time of a `with` statement; gives its socket.
 
     It ends with this process however that ends, since its standard input then does, and leaves nothing behind.
@@ -172,6 +170,7 @@ def _await_socket(path: Path, process: subprocess.Popen[bytes], words: IO[str]) 
 def _stop(process: subprocess.Popen[bytes]) -> None:
     assert process.stdin is not None
     process.stdin.close()
+    process.send_signal(signal.SIGCONT)  # or one that was stopped could not end by itself
     with suppress(subprocess.TimeoutExpired):
         process.wait(_STOP_S)
         return

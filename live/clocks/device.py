@@ -45,6 +45,9 @@ class GpuInfo:
     """Supported SM clocks, ascending."""
     default_power_limit_w: float | None = None
     power_limit_range_w: tuple[float, float] | None = None
+    """Lowest and highest power limit; None: it cannot be set, or not here."""
+    power_meter: str | None = None
+    """Where `GpuDevice.power_w` comes from, and what it is the mean of; None: unknown."""
     settle_s: float | None = None
     """From the end of a clock command until the clock is in force; None: unknown."""
 
@@ -102,8 +105,15 @@ class GpuDevice(ABC):
         """The SM clock at this moment."""
 
     def check_privilege(self) -> None:
-        """Raise `DeviceError` ("permission") if this process may not change the GPU; changes nothing."""
+        """Raise `DeviceError` ("permission") if this process may not lock the GPU's clock.
+
+        Where it may not set the power limit, `info` has no range of it from then on.
+        """
         return
+
+    def divided(self) -> bool:
+        """Whether the GPU is divided into instances (MIG), whose clock is that of the whole."""
+        return False
 
     def read(self) -> Reading:
         """All meters at once; one that fails is None.

@@ -62,15 +62,16 @@ def restore(options: argparse.Namespace) -> int:
 def own(options: argparse.Namespace) -> int:
     """Own the listed GPUs until a signal comes."""
     if not options.gpus:
-        raise UserError("--gpus: nothing found; allowed: the indices of the GPUs to own, such as 0,1,2,3")
+        raise UserError("--gpus: nothing found; allowed: the indices or UUIDs of the GPUs to own, such as 0,1,2,3")
     gid = None if options.group is None else access.group_id(options.group)
     folder = access.prepare_folder(options.folder or access.standard_folder())
     lock = OwnerLock(folder)
     driver = _driver(options, folder)
-    devices = [_open(driver, gpu) for gpu in options.gpus]
+    devices = _open(driver, options.gpus)
     changes, holds = Changes(folder), GpuHolds()
     if not options.observe:
         for device in devices:
+            _check_usable(device)
             holds.take(device.info.gpu, device.info.uuid)
         _undo_previous(driver, devices, changes, holds)
         for device in devices:
@@ -199,11 +200,14 @@ def _read_settings(path: Path) -> dict[str, object]:
     return settings
 
 
-def _open(driver: Driver, gpu: int) -> GpuDevice:
+def _open(driver: Driver, gpus: Sequence[int | str]) -> list[GpuDevice]:
     try:
-        return driver.open(gpu)
+        devices = [driver.find(gpu) if isinstance(gpu, str) else driver.open(gpu) for gpu in gpus]
     except DeviceError as error:
         raise UserError(f"--gpus: {error}") from error
+    if len({device.info.gpu for device in devices}) < len(devices):
+        raise UserError(f"--gpus: found {','.join(map(str, gpus))}; allowed: each GPU once")
+    return devices
 
 
 def _undo_previous(driver: Driver, devices: Sequence[GpuDevice], changes: Changes, holds: GpuHolds) -> None:
@@ -216,7 +220,17 @@ def _undo_previous(driver: Driver, devices: Sequence[GpuDevice], changes: Change
     _log_each(undo_left_behind(driver, changes, holds))
 
 
+def _check_usable(device: GpuDevice) -> None:
+    if device.divided():
+        raise UserError(f"--gpus: GPU {device.info.gpu}: found it divided (MIG), allowed: whole GPUs, or --observe")
+    if not device.info.clocks_mhz:
+        raise UserError(
+            f"--gpus: GPU {device.info.gpu}: found no clocks that it supports; allowed with --observe alone"
+        )
+
+
 def _check_privilege(device: GpuDevice) -> None:
+    capped = device.info.power_limit_range_w is not None
     try:
         device.check_privilege()
     except DeviceError as error:
@@ -224,7 +238,9 @@ def _check_privilege(device: GpuDevice) -> None:
             raise UserError(
                 f"{error}; run {PROGRAM} as root (sudo {PROGRAM} ...), or with --observe, which changes nothing"
             ) from error
-        raise UserError(f"--gpus: {error}") from error
+        raise UserError(f"--gpus: {error}; its clock cannot be locked; allowed with --observe alone") from error
+    if capped and device.info.power_limit_range_w is None:
+        log.warning("GPU %d: its power limit may not be set on this host; its clock may", device.info.gpu)
 
 
 def _log_each(lines: Sequence[str]) -> None:

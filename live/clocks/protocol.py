@@ -32,7 +32,8 @@ Setting = Literal["clock", "power"]
 Code = Fault | Literal["bad_message", "unknown_gpu", "busy", "not_owner", "observe", "overload"]
 
 Id = Annotated[int, Meta(ge=0, le=2**53)]
-Name = Annotated[str, Meta(min_length=1, max_length=64)]
+Name = Annotated[str, Meta(pattern=r"\A[A-Za-z0-9][A-Za-z0-9 ._:/@+-]{0,63}\Z")]
+"""Of clients and groups: they go into the owner's log, where nothing may look like a line of its own."""
 Gpus = Annotated[list[Annotated[int, Meta(ge=0, le=4095)]], Meta(min_length=1, max_length=1024)]
 Count = Annotated[int, Meta(ge=0, le=100_000_000)]
 

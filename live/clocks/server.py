@@ -76,7 +76,7 @@ class Server:
                 log.warning("process %d of user %d may not connect", peer.pid, peer.uid)
                 self._refuse(connection, f"user {peer.uid} may not use this socket; ask to be added to its group")
                 return
-            if len(self._sessions) >= self.limits.clients:
+            if len(self._sessions) >= self.limits.clients and not await self._make_place():
                 self._refuse(connection, f"{self.limits.clients} clients are connected, no more are allowed")
                 return
             reader, writer = await asyncio.open_unix_connection(sock=connection, limit=protocol.MAX_LINE)
@@ -88,6 +88,18 @@ class Server:
         task = asyncio.get_running_loop().create_task(session.run())
         self._sessions[session] = task
         task.add_done_callback(lambda _: self._sessions.pop(session))
+
+    async def _make_place(self) -> bool:
+        """Hang up on the client that has been idle for longest; returns whether there was one."""
+        idle_s, session = max(
+            ((session.idle_s(), session) for session in self._sessions), key=lambda each: each[0], default=(0.0, None)
+        )
+        if session is None or idle_s < self.limits.heartbeat_s:
+            return False
+        task = self._sessions[session]
+        session.end(f"it owned nothing and asked nothing for {idle_s:.0f} s, and another client wanted its place")
+        await asyncio.wait((task,))
+        return True
 
     def _refuse(self, connection: socket.socket, reason: str) -> None:
         task = asyncio.get_running_loop().create_task(_hang_up(connection, reason))
@@ -111,7 +123,7 @@ class Server:
         await asyncio.gather(*tasks, return_exceptions=True)
 
     async def watch_heartbeats(self) -> None:
-        """Leave clients that own GPUs and say nothing, for ever."""
+        """Leave clients that say nothing, for ever."""
         pause_s = self.limits.heartbeat_s / 4
         while True:
             before_s = time.monotonic()
@@ -151,11 +163,15 @@ class Session:
         self._reads = 0
         self._leaving = False
         self.watched: set[int] = set()
-        self.heard_s = time.monotonic()
+        self.heard_s = self._asked_s = time.monotonic()
 
     def overdue(self, now_s: float) -> bool:
-        """Whether the client has GPUs, or has not said hello, and is silent for too long."""
-        return bool(self._groups or not self._greeted) and now_s - self.heard_s > self._server.limits.heartbeat_s
+        """Whether the client is silent for too long."""
+        return now_s - self.heard_s > self._server.limits.heartbeat_s
+
+    def idle_s(self) -> float:
+        """For how long the client has asked nothing; zero while it owns a GPU."""
+        return 0.0 if self._groups else time.monotonic() - self._asked_s
 
     def send(self, reply: Reply) -> None:
         """Send a line, if the client still listens."""
@@ -214,6 +230,8 @@ class Session:
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
             self.send(protocol.Refused(code="bad_message", message=_one_line(error)))
             return
+        if not isinstance(request, protocol.Ping):
+            self._asked_s = self.heard_s
         try:
             self._do(request)
         except RefusedError as error:
@@ -256,7 +274,7 @@ class Session:
         if request.protocol != protocol.PROTOCOL:
             raise RefusedError("bad_message", f"found protocol {request.protocol}; allowed: {protocol.PROTOCOL}")
         self._greeted = True
-        self._name = f"{_one_line(request.name)!r} (process {self._peer.pid}, user {self._peer.uid})"
+        self._name = f"{request.name!r} (process {self._peer.pid}, user {self._peer.uid})"
         self.send(
             protocol.Welcome(
                 id=request.id,

@@ -26,7 +26,8 @@ SETTLE_S = 0.020
 SENSOR_PERIOD_S = 0.100
 SENSOR_WINDOW_S = 0.025
 SENSOR_GAIN_ERROR = 0.05
-"""The sensor of an A100 or H100: a new value each period, the mean over the window before it, a gain of its own."""
+"""The sensor of an A100 or H100: a new value each period, the mean over the window before it, a gain of its own.
+Another GPU may have another window (`GpuSpec.sensor_window_s`)."""
 LEAST_CAP = 0.25
 """The lowest power cap accepted, as a share of the default limit (A100: 100 of 400 W)."""
 
@@ -70,6 +71,7 @@ class SimulatedGpu(GpuDevice):
         lock: threading.Lock | None = None,
     ) -> None:
         spec = plant.gpu
+        self._window_s = spec.sensor_window_s or SENSOR_WINDOW_S
         self.info = GpuInfo(
             gpu=gpu,
             uuid=f"GPU-{uuid5(NAMESPACE_OID, f'voltana {host} {seed} {gpu}')}",
@@ -77,6 +79,7 @@ class SimulatedGpu(GpuDevice):
             clocks_mhz=spec.clocks(),
             default_power_limit_w=spec.power_limit_w,
             power_limit_range_w=(LEAST_CAP * spec.power_limit_w, spec.power_limit_w),
+            power_meter=f"simulated, mean of {self._window_s * 1e3:g} ms",
             settle_s=settle_s,
         )
         self._plant, self._block_s, self._settle_s = plant, block_s, settle_s
@@ -90,7 +93,7 @@ class SimulatedGpu(GpuDevice):
         self._cap_w = spec.power_limit_w
         self._coming: deque[tuple[float, int | None]] = deque()
         self._power_w, self._clock_mhz = self._draw()
-        self._meter = _Meter(now(), self._power_w)
+        self._meter = _Meter(now(), self._power_w, SENSOR_PERIOD_S + self._window_s)
 
     def feed(self, load: Load) -> None:
         """Run this load from now on."""
@@ -127,8 +130,8 @@ class SimulatedGpu(GpuDevice):
             self._advance()
             periods = math.floor((self._meter.time_s - self._sensor_phase_s) / SENSOR_PERIOD_S)
             published_s = self._sensor_phase_s + periods * SENSOR_PERIOD_S
-            seen_j = self._meter.at(published_s) - self._meter.at(published_s - SENSOR_WINDOW_S)
-            return self._gain * seen_j / SENSOR_WINDOW_S
+            seen_j = self._meter.at(published_s) - self._meter.at(published_s - self._window_s)
+            return self._gain * seen_j / self._window_s
 
     def energy_j(self) -> float:
         """Since this object was made, to the mJ."""
@@ -198,10 +201,10 @@ class SimulatedGpu(GpuDevice):
 class _Meter:
     """The integral of a power that is constant from change to change, with as much past as the sensor looks back on."""
 
-    def __init__(self, time_s: float, power_w: float) -> None:
+    def __init__(self, time_s: float, power_w: float, past_s: float) -> None:
         self.time_s, self.energy_j = time_s, 0.0
-        long_ago_s = 1.0
-        self._past = deque([(time_s - long_ago_s, -power_w * long_ago_s), (time_s, 0.0)])
+        self._past_s = past_s
+        self._past = deque([(time_s - past_s, -power_w * past_s), (time_s, 0.0)])
 
     def advance(self, time_s: float, power_w: float) -> None:
         """Draw `power_w` from the last call until `time_s`."""
@@ -210,7 +213,7 @@ class _Meter:
         self.energy_j += power_w * (time_s - self.time_s)
         self.time_s = time_s
         self._past.append((time_s, self.energy_j))
-        while self._past[1][0] < time_s - SENSOR_PERIOD_S - SENSOR_WINDOW_S:
+        while self._past[1][0] < time_s - self._past_s:
             self._past.popleft()
 
     def at(self, time_s: float) -> float:

@@ -76,6 +76,10 @@ class Gpus(Clocks, ABC):
     """What all of them support, ascending; empty where nothing says."""
     power_limits_w: tuple[float, float] | None = None
     """Lowest and highest cap; None where nothing says."""
+    uncapped: str = ""
+    """A GPU whose power cannot be capped, in words, where caps would be commanded."""
+    power_meters: Sequence[str] = ()
+    """What the power is read from, by `GpuInfo.power_meter`."""
 
     async def open(self) -> None:
         """Take them over; the servers need not run yet.

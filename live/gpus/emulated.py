@@ -222,11 +222,13 @@ class EmulatedGpus(Gpus):
         for poll in self._polls:
             poll.cancel()
         await asyncio.gather(*self._polls, return_exceptions=True)
-        for name, told in self._instances.items():
-            try:
-                await self._fetch(told)
-            except UserError:
-                logger.warning("%s does not tell its energy any more", name)
+        await asyncio.gather(*(self._fetch_last(name, told) for name, told in self._instances.items()))
+
+    async def _fetch_last(self, name: str, told: _Instance) -> None:
+        try:
+            await self._fetch(told)
+        except UserError:
+            logger.warning("%s does not tell its energy any more", name)
 
     @property
     def known_s(self) -> float:

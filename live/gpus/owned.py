@@ -21,6 +21,7 @@ from voltana.live.clocks.simulated import Load
 from voltana.live.gpus import ANSWER_S, READ_EVERY_S, Gpus, Meter, Setpoint
 from voltana.live.gpus.energy import EnergyCurve, History
 from voltana.live.gpus.host_clock import HostClock
+from voltana.live.gpus.visible import Gpu
 from voltana.live.telemetry.feed import load_of
 from voltana.live.telemetry.message import Telemetry
 from voltana.record import InstanceRow
@@ -33,17 +34,17 @@ class OwnedGpus(Gpus):
 
     Args:
         control: how to get at the owner.
-        groups: the GPUs of each instance.
+        groups: the GPUs of each instance, by UUID or the owner's index.
         name: of this client, for the owner's messages.
         drives: whether clocks are commanded; the GPUs are then taken by `open`, else when one is.
-        on_lost: called, in the event loop, when the owner is gone.
+        on_lost: called, in the event loop, when the owner is gone or can never do what is wanted.
         where: said before what is wrong with the owner, where there are several.
     """
 
     def __init__(
         self,
         control: Control,
-        groups: Mapping[str, Sequence[int]],
+        groups: Mapping[str, Sequence[Gpu]],
         name: str,
         *,
         drives: bool,
@@ -52,7 +53,8 @@ class OwnedGpus(Gpus):
     ) -> None:
         self.drives = drives
         self._control = control
-        self._groups = groups
+        self._wanted = groups
+        self._groups: dict[str, list[int]] = {}
         self._host_clock = HostClock()
         self._name = name
         self._on_lost = on_lost
@@ -60,6 +62,7 @@ class OwnedGpus(Gpus):
         self._feeds = isinstance(control, SimulatedControl)
         self._stack = ExitStack()
         self._client: ClockClient | None = None
+        self._lost = False
         self._owned: set[str] = set()
         self._refused: Counter[str] = Counter()
         self._awaited: dict[int, asyncio.Future[Event]] = {}
@@ -75,31 +78,44 @@ class OwnedGpus(Gpus):
     @property
     def instances(self) -> list[str]:
         """Those whose GPUs these are."""
-        return list(self._groups)
+        return list(self._wanted)
 
     async def open(self) -> None:
         """Connect to the owner and take the GPUs; see `Gpus`."""
         loop = asyncio.get_running_loop()
-        gpus = [gpu for group in self._groups.values() for gpu in group]
+        wanted = [gpu for group in self._wanted.values() for gpu in group]
 
         def on_event(event: Event) -> None:
             loop.call_soon_threadsafe(self._happened, event)
 
         try:
-            self._client = client = self._stack.enter_context(self._control.open(gpus, self._name, on_event))
+            self._client = client = self._stack.enter_context(self._control.open(wanted, self._name, on_event))
+            self._groups = {name: client.indices(group) for name, group in self._wanted.items()}
             for name in self._groups if self.drives else ():
                 self._own(name)
         except ClockError as error:
             self._stack.close()
             raise UserError(f"{self._where}{error}") from error
+        gpus = [gpu for group in self._groups.values() for gpu in group]
         known = [client.gpus[gpu] for gpu in gpus if gpu in client.gpus]
+        unlisted = [info for info in known if self.drives and not info.clocks_mhz]
+        if unlisted:
+            self._stack.close()
+            raise UserError(
+                f"control: GPU {unlisted[0].gpu} ({unlisted[0].name}) supports no clock that could be set, "
+                "allowed: control=observe"
+            )
         shared = set.intersection(*(set(info.clocks_mhz) for info in known)) if known else set()
         self.clocks_mhz = sorted(shared)
         self.settable = bool(shared) and not client.observe
         self.models = sorted({info.name for info in known})
+        self.power_meters = sorted({info.power_meter for info in known if info.power_meter is not None})
         ranges = [info.power_limit_range_w for info in known if info.power_limit_range_w is not None]
         if ranges:
             self.power_limits_w = max(low for low, _ in ranges), min(high for _, high in ranges)
+        fixed = [info for info in known if info.power_limit_range_w is None]
+        if self.drives and fixed:
+            self.uncapped = f"GPU {fixed[0].gpu} ({fixed[0].name}) lets nobody set its power limit on this host"
 
     def _own(self, instance: str) -> None:
         if instance not in self._owned:
@@ -120,8 +136,11 @@ class OwnedGpus(Gpus):
             if event.message not in self._refused:
                 logger.warning("the owner of clocks refuses: %s", event.message)
             self._refused[event.message] += 1
+            if event.code == "unsupported":  # it will not be tried again
+                self._on_lost(f"what a policy wants can never be set: {self._where}{event.message}")
         elif isinstance(event, Lost):
-            self._on_lost(f"{self._where}{event.message}")
+            self._lost = True
+            self._on_lost(f"the owner of clocks is gone: {self._where}{event.message}")
 
     async def close(self) -> None:
         """Hang up; the owner restores what was changed."""
@@ -208,8 +227,9 @@ class OwnedGpus(Gpus):
         """Read the meters; see `Gpus`."""
         try:
             readings = await self._ask(self._groups[instance])
-        except ClockError as error:
-            raise UserError(f"control: the meters of {instance} cannot be read: {error}") from error
+        except (ClockError, TimeoutError) as error:
+            why = str(error) or "no answer"
+            raise UserError(f"control: the meters of {instance} cannot be read: {why}") from error
         energies_j = [reading.energy_j for reading in readings if reading.energy_j is not None]
         energy_j = sum(energies_j) if len(energies_j) == len(readings) else None
         return Meter(self._host_clock.here(readings[0].time_s), energy_j, readings[0].clock_mhz)
@@ -217,7 +237,8 @@ class OwnedGpus(Gpus):
     async def _ask(self, gpus: Sequence[int] | None = None) -> list[Reading]:
         """Readings of these GPUs, of all by default; every answer tells more of the owner's clock."""
         asked_s = time.monotonic()
-        readings = (await asyncio.wrap_future(self._connected.request_readings(gpus))).readings
+        async with asyncio.timeout(ANSWER_S):
+            readings = (await asyncio.wrap_future(self._connected.request_readings(gpus))).readings
         came_s = time.monotonic()
         for reading in readings:
             self._host_clock.answered(asked_s, reading.time_s, came_s)
@@ -241,21 +262,20 @@ class OwnedGpus(Gpus):
         self._reading = asyncio.create_task(self._read())
 
     async def _read(self) -> None:
-        while True:
+        while not self._lost:
             began_s = time.monotonic()
-            if not await self._read_once():
-                return
+            await self._read_once()
             await asyncio.sleep(max(0.0, READ_EVERY_S - (time.monotonic() - began_s)))
 
-    async def _read_once(self) -> bool:
+    async def _read_once(self) -> None:
+        """Read what can be read now: where a driver hangs or a GPU is lost, a reading is missing."""
         try:
             readings = await self._ask()
-        except ClockError:
-            return False
+        except (ClockError, TimeoutError):
+            return
         of = {reading.gpu: reading for reading in readings}
         for name, group in self._groups.items():
             self._take(name, [of[gpu] for gpu in group])
-        return True
 
     def _take(self, name: str, readings: list[Reading]) -> None:
         self._readings[name] = readings

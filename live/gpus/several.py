@@ -36,6 +36,8 @@ class SeveralGpus(Gpus):
         self.clocks_mhz = sorted(set.intersection(*(set(part.clocks_mhz) for part in parts)))
         self.settable = bool(self.clocks_mhz) and all(part.settable for part in parts)
         limits = [part.power_limits_w for part in parts if part.power_limits_w is not None]
+        self.uncapped = next((part.uncapped for part in parts if part.uncapped), "")
+        self.power_meters = sorted({meter for part in parts for meter in part.power_meters})
         if limits:
             self.power_limits_w = max(low for low, _ in limits), min(high for _, high in limits)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,9 +23,49 @@ REASONS = 5
 """Shown at most."""
 
 
+DRY_RUN = "--dry-run"
+
+
 def main() -> None:
-    """voltana-live: replay a trace against servers, record it like a simulated run."""
-    hydra_command("live", _live, program="voltana-live")()
+    """voltana-live: replay a trace against servers, record it like a simulated run.
+
+    With --dry-run, look whether this machine can; exit status 1 if something is to be done first.
+    """
+    if DRY_RUN not in sys.argv[1:]:
+        hydra_command("live", _live, program="voltana-live")()
+        return
+    sys.argv = [word for word in sys.argv if word != DRY_RUN]
+    ready: list[bool] = []
+    hydra_command("live", lambda config: ready.append(_look(config)), program="voltana-live")()
+    sys.exit(0 if all(ready) else 1)
+
+
+def _look(config: DictConfig) -> bool:
+    """Print what is ready for a run and what is not; returns whether all is."""
+    from hydra.core.hydra_config import HydraConfig
+
+    from voltana.app.resolve import resolve
+    from voltana.section import parse
+
+    require("voltana-live", "live")
+    from voltana.live.run.config import LiveConfig, check
+    from voltana.live.run.ready import Readiness, show
+
+    folder = Path(HydraConfig.get().runtime.output_dir)
+    logging.basicConfig(level=logging.ERROR)  # what is logged at a start stands in the table
+    try:
+        checked = check(parse(LiveConfig, resolve(config)))
+        return show(Readiness(checked, short(folder)).rows(), plain_console())
+    finally:
+        _remove_empty(folder)
+
+
+def _remove_empty(folder: Path) -> None:
+    """Remove the run's folder, which Hydra has made, and those between here and it that are empty now."""
+    here = Path.cwd()
+    with suppress(OSError):
+        for each in (folder, *(parent for parent in folder.parents if here in parent.parents)):
+            each.rmdir()
 
 
 def _live(config: DictConfig) -> None:

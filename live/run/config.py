@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Annotated, Any
+from typing import Annotated
 
 from pydantic import Field
 
-from voltana import checks
 from voltana.app.config import RunConfig
 from voltana.app.serving import Part
 from voltana.errors import UserError
 from voltana.live.router.settings import RouterSettings
-from voltana.section import Seconds, Section
+from voltana.section import Positive, Seconds, Section
 
 TokenId = Annotated[int, Field(ge=0, strict=True)]
 
@@ -33,6 +31,8 @@ class LiveConfig(RunConfig):
     router: RouterSettings
     client: ClientConfig
     drain_s: Seconds
+    frozen_s: Positive
+    """A server of ours that publishes nothing for so long is killed."""
 
 
 def check(config: LiveConfig) -> LiveConfig:
@@ -57,38 +57,3 @@ def of_section(name: str) -> Iterator[None]:
         yield
     except UserError as error:
         raise UserError(f"{name}.{error}") from error
-
-
-def gpu_groups(found: Any, names: list[str], tp: int, owners: Mapping[str, str] | None = None) -> dict[str, list[int]]:
-    """The GPUs of each instance.
-
-    Args:
-        found: `servers.gpus`: a list of indices per instance, or None for consecutive ones on each host.
-        names: of the instances.
-        tp: GPUs of an instance.
-        owners: who owns the clocks of an instance's GPUs, which stands for its host; those not named are on this one.
-
-    Raises:
-        UserError: another number of lists, or of GPUs in one, or a GPU of a host that is named twice.
-    """
-    owner_of = {name: (owners or {}).get(name, "") for name in names}
-    if found is None:
-        next_gpu = Counter[str]()
-        groups = {}
-        for name in names:
-            first = next_gpu[owner_of[name]]
-            groups[name] = list(range(first, first + tp))
-            next_gpu[owner_of[name]] += tp
-        return groups
-    allowed = f"allowed: a list of {tp} GPU indices for each of the {len(names)} servers, each GPU of a host once"
-    lists = found if isinstance(found, list) else []
-    if len(lists) != len(names) or not all(isinstance(group, list) and len(group) == tp for group in lists):
-        raise UserError(f"servers.gpus: found {found}, {allowed}")
-    for gpu in (gpu for group in lists for gpu in group):
-        if isinstance(gpu, bool) or not isinstance(gpu, int):
-            raise UserError(f"servers.gpus: found {gpu!r}, {allowed}")
-        checks.number("servers.gpus", gpu, low=0)
-    places = [(owner_of[name], gpu) for name, group in zip(names, lists, strict=True) for gpu in group]
-    if len(set(places)) < len(places):
-        raise UserError(f"servers.gpus: found {found}, {allowed}")
-    return dict(zip(names, lists, strict=True))

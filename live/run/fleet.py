@@ -13,8 +13,19 @@ from urllib.parse import urlsplit
 
 from voltana import checks
 from voltana.errors import UserError
+from voltana.live.gpus.visible import (
+    VARIABLE,
+    Card,
+    Gpu,
+    Groups,
+    check_idle,
+    choose,
+    gpu_groups,
+    host_cards,
+    told_by_uuid,
+)
 from voltana.live.http import ask, is_healthy
-from voltana.live.run.config import LiveConfig, gpu_groups, of_section
+from voltana.live.run.config import LiveConfig, of_section
 from voltana.live.servers import Endpoint, Role, Servers
 from voltana.live.servers.emulated.cluster import EmulatedCluster
 from voltana.live.servers.sglang.environment import Environment
@@ -25,6 +36,7 @@ from voltana.sim.plant.build import build_plant, decode_limits
 
 OnExit = Callable[[str, str], None]
 WATCH_EVERY_S = 1.0
+CONNECT_S = 10.0
 
 
 class Fleet(Protocol):
@@ -38,24 +50,29 @@ class Fleet(Protocol):
     emulated: bool
     owners: Mapping[str, str]
 
-    def servers(self, config: LiveConfig, folder: Path, on_exit: OnExit) -> Servers:
+    def servers(self, config: LiveConfig, folder: Path, on_exit: OnExit, *, look: bool = False) -> Servers:
         """The servers, not started yet.
 
         Args:
             config: of the run.
             folder: of its record; logs go there.
             on_exit: called with name and message when a server ends that should not.
+            look: they are only looked at, and get no GPUs.
 
         Raises:
             UserError: a bad setting.
         """
         ...
 
-    def gpus(self, config: LiveConfig) -> dict[str, list[int]]:
+    def gpus(self, config: LiveConfig, real: bool) -> Groups:
         """The GPUs of each instance, prefill first.
 
+        Args:
+            config: of the run.
+            real: whether they are GPUs of this host; they are then told by UUID where NVML shows them.
+
         Raises:
-            UserError: a bad setting.
+            UserError: a bad setting, or GPUs that cannot be had.
         """
         ...
 
@@ -73,7 +90,7 @@ class EmulatedFleet:
     def __init__(self, *, stream_interval: int = 1) -> None:
         self._settings = {"stream_interval": stream_interval}
 
-    def servers(self, config: LiveConfig, folder: Path, on_exit: OnExit) -> EmulatedCluster:
+    def servers(self, config: LiveConfig, folder: Path, on_exit: OnExit, *, look: bool = False) -> EmulatedCluster:
         """See `Fleet`."""
         serving, cluster = config.serving, config.cluster
         plant = {"gpu": config.gpu, "model": config.model, "engine": serving.engine}
@@ -90,7 +107,7 @@ class EmulatedFleet:
             servers.check()
         return servers
 
-    def gpus(self, config: LiveConfig) -> dict[str, list[int]]:
+    def gpus(self, config: LiveConfig, real: bool) -> Groups:
         """See `Fleet`."""
         return gpu_groups(None, names_of(config), _tp(config))
 
@@ -105,7 +122,9 @@ class SglangFleet:
         model: folder or name of the model; None: the tiny one of the environment.
         device: cpu or cuda.
         transfer: how the KV cache gets from prefill to decode servers (`live/servers/sglang/flags.py`).
-        gpus: indices of the GPUs of each server, prefill first; None: in order.
+        gpus: indices or UUIDs of the GPUs of each server, prefill first; None: in order, those of CUDA_VISIBLE_DEVICES
+            if it is set.
+        shared_gpus: whether GPUs may be taken on which other processes compute.
         flags, role_flags: changes to the servers' flags.
         variables: further environment variables.
         any_version: take a release of SGLang that is not tested.
@@ -124,7 +143,8 @@ class SglangFleet:
         model: str | None = None,
         device: Device = "cpu",
         transfer: str | None = None,
-        gpus: list[list[int]] | None = None,
+        gpus: list[list[Gpu]] | None = None,
+        shared_gpus: bool = False,
         flags: Mapping[str, Any] | None = None,
         role_flags: Mapping[Role, Mapping[str, Any]] | None = None,
         variables: Mapping[str, str] | None = None,
@@ -143,8 +163,13 @@ class SglangFleet:
             raise UserError("servers.model: found null, allowed: folder or name of a model")
         self._python = made.python if python is None and made is not None else Path(str(python))
         self._model = str(made.model if model is None and made is not None else model)
-        self._device: Device = device
+        self.device: Device = device
         self._gpus = gpus
+        self.shared_gpus = shared_gpus
+        if VARIABLE in (variables or {}) and device == "cuda":
+            raise UserError(
+                f"servers.variables: found {VARIABLE}, allowed: servers.gpus, which also says whose clock it is"
+            )
         self._options = {
             "transfer": transfer,
             "flags": flags or {},
@@ -156,17 +181,19 @@ class SglangFleet:
         }
         self._logs = logs
 
-    def servers(self, config: LiveConfig, folder: Path, on_exit: OnExit) -> SglangServers:
+    def servers(self, config: LiveConfig, folder: Path, on_exit: OnExit, *, look: bool = False) -> SglangServers:
         """See `Fleet`."""
-        groups = list(self.gpus(config).values())
+        groups = self.groups(config) if self.device == "cuda" and not look else {}
+        if not self.shared_gpus:
+            check_idle(groups)
         with of_section("servers"):
             servers = SglangServers(
                 self._python,
                 self._model,
                 prefill=config.cluster.prefill_instances,
                 decode=config.cluster.decode_instances,
-                device=self._device,
-                gpus=groups if self._device == "cuda" else (),
+                device=self.device,
+                gpus=[[card.uuid for card in group] for group in groups.values()],
                 folder=folder / "logs" if self._logs is None else Path(self._logs),
                 on_exit=on_exit,
                 **self._options,  # type: ignore[arg-type]
@@ -174,9 +201,19 @@ class SglangFleet:
             servers.check()
         return servers
 
-    def gpus(self, config: LiveConfig) -> dict[str, list[int]]:
+    def groups(self, config: LiveConfig) -> dict[str, list[Card]]:
+        """The GPUs of each server of device `cuda`.
+
+        Raises:
+            UserError: there is no NVML here, or the GPUs cannot be had.
+        """
+        return choose(self._gpus, names_of(config), _tp(config), host_cards())
+
+    def gpus(self, config: LiveConfig, real: bool) -> Groups:
         """See `Fleet`."""
-        return gpu_groups(self._gpus, names_of(config), _tp(config))
+        if real and self.device == "cuda":
+            return {name: [card.uuid for card in group] for name, group in self.groups(config).items()}
+        return told_by_uuid(self._gpus, names_of(config), _tp(config), real)
 
 
 class AttachedFleet:
@@ -185,7 +222,8 @@ class AttachedFleet:
     Args:
         prefill: a mapping each: url, bootstrap_port, telemetry; on another host also owner, see `attached_endpoint`.
         decode: the same without bootstrap_port.
-        gpus: indices of the GPUs of each server, prefill first; None: in order.
+        gpus: indices or UUIDs of the GPUs of each server, prefill first; None: in order on each host, here those of
+            CUDA_VISIBLE_DEVICES if it is set.
         wait_s: time they get to be healthy.
         any_version: take a release of SGLang that is not tested.
     """
@@ -197,7 +235,7 @@ class AttachedFleet:
         *,
         prefill: Sequence[Mapping[str, Any]],
         decode: Sequence[Mapping[str, Any]],
-        gpus: list[list[int]] | None = None,
+        gpus: list[list[Gpu]] | None = None,
         wait_s: float = 60.0,
         any_version: bool = False,
     ) -> None:
@@ -210,7 +248,7 @@ class AttachedFleet:
         self._wait_s = checks.number("servers.wait_s", wait_s, low=0)
         self._any_version = checks.flag("servers.any_version", any_version)
 
-    def servers(self, config: LiveConfig, folder: Path, on_exit: OnExit) -> AttachedServers:
+    def servers(self, config: LiveConfig, folder: Path, on_exit: OnExit, *, look: bool = False) -> AttachedServers:
         """See `Fleet`."""
         found = {role: sum(each.role == role for each in self._endpoints) for role in ("prefill", "decode")}
         for role, wanted in (
@@ -222,9 +260,9 @@ class AttachedFleet:
                 raise UserError(f"servers.{role}: found {found[role]} servers, allowed: {wanted}, since {asked}")
         return AttachedServers(self._endpoints, self._wait_s, on_exit, any_version=self._any_version)
 
-    def gpus(self, config: LiveConfig) -> dict[str, list[int]]:
+    def gpus(self, config: LiveConfig, real: bool) -> Groups:
         """See `Fleet`."""
-        return gpu_groups(self._gpus, names_of(config), _tp(config), self.owners)
+        return told_by_uuid(self._gpus, names_of(config), _tp(config), real, self.owners)
 
 
 class AttachedServers:
@@ -254,10 +292,12 @@ class AttachedServers:
         while True:
             await asyncio.sleep(WATCH_EVERY_S)
             try:
-                _, writer = await asyncio.open_connection(endpoint.host, endpoint.port)
+                async with asyncio.timeout(CONNECT_S):
+                    _, writer = await asyncio.open_connection(endpoint.host, endpoint.port)
                 writer.close()
             except OSError as error:
-                self._on_exit(endpoint.name, f"it takes no connection at {endpoint.url} any more ({error.strerror})")
+                why = error.strerror or "no answer"
+                self._on_exit(endpoint.name, f"it takes no connection at {endpoint.url} any more ({why})")
                 return
 
     async def _healthy(self, endpoint: Endpoint) -> None:
@@ -280,6 +320,9 @@ class AttachedServers:
         ranks = int(info.get("dp_size") or 1) * int(info.get("attn_dp_size") or 1)
         if ranks > 1:
             raise UserError(f"{endpoint.name}: {endpoint.url}: found {ranks} data-parallel ranks, allowed: 1")
+
+    def kill(self, name: str) -> None:
+        """Nothing: it is not ours to end; see `Servers`."""
 
     async def stop(self) -> None:
         """Look after them no longer; they are not ours to stop."""

@@ -227,12 +227,11 @@ class Client:
         self._open[request.request_id] = self._loop.create_task(self._follow(request, stream, lag_s))
 
     async def tell_progress(self) -> None:
-        """Tell now and then when the last token came, for ever."""
+        """Tell now and then when the last token came, and that this process goes on, for ever."""
         while True:
             await asyncio.sleep(TELL_EVERY_S)
             times_s = [stream.last_s for stream in self._streams.values() if stream.last_s is not None]
-            if times_s:
-                self.tell(Result(PROGRESS, "unfinished", last_s=max(times_s)))
+            self.tell(Result(PROGRESS, "unfinished", last_s=max(times_s, default=None)))
 
     async def _follow(self, request: Timed, stream: Stream, lag_s: float) -> None:
         try:

@@ -21,13 +21,15 @@ AHEAD_S = 10.0
 QUIET_S = 10.0
 """When no request comes for longer than this, that is said."""
 STOP_S = 5.0
+SILENT_S = 15.0
+"""A client that has told nothing for so long, while it does so every second, is given up."""
 CLIENT_GONE = "the load client ended"
 GONE = (ConnectionError, RuntimeError)
 """What writing to a client that has ended raises; the second in uvloop. That it has ended is seen in what it says."""
 
 
 class ClientLostError(Exception):
-    """The load client ended before all requests had."""
+    """The load client ended, or was stopped, before all requests had ended."""
 
 
 class Replay:
@@ -37,14 +39,19 @@ class Replay:
         order: what the client is told.
         recorder: is told of every request and its end.
         tell: tells a person, in a line, that nothing will happen for a while.
+        silent_s: a client from which nothing is heard for so long is given up.
     """
 
-    def __init__(self, order: Order, recorder: LiveRecorder, tell: Callable[[str], None]) -> None:
+    def __init__(
+        self, order: Order, recorder: LiveRecorder, tell: Callable[[str], None], silent_s: float = SILENT_S
+    ) -> None:
         self._order = order
         self._recorder = recorder
         self._process: Process | None = None
         self._give_up = ""
         self._tell = tell
+        self._silent_s = silent_s
+        self._heard_s = time.monotonic()
 
     async def __aenter__(self) -> Self:
         self._process = await asyncio.create_subprocess_exec(
@@ -86,19 +93,22 @@ class Replay:
             Whether it ran to its end.
 
         Raises:
-            ClientLostError: the client ended by itself; the recorder knows of all that had gone out as failed.
+            ClientLostError: the client ended by itself, or told nothing any more; the recorder knows of all that had
+                gone out as failed.
             UserError: a request cannot be read, or what became of one not be recorded.
         """
         reading = asyncio.create_task(self._read())
         feeding = asyncio.create_task(self._feed(requests, drain_s))
         stopping = asyncio.create_task(stop.wait())
-        tasks = (feeding, stopping, reading)
+        watching = asyncio.create_task(self._watch())
+        tasks = (feeding, stopping, reading, watching)
         try:
             await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
             if feeding.done():
                 feeding.result()
-                await asyncio.wait((stopping, reading), return_when=asyncio.FIRST_COMPLETED)
-            whole = reading.done()
+                await asyncio.wait((stopping, reading, watching), return_when=asyncio.FIRST_COMPLETED)
+            gone = CLIENT_GONE if reading.done() else f"the load client told nothing for {self._silent_s:g} s"
+            whole = reading.done() or watching.done()
             if not whole:
                 self._say(False)
                 await asyncio.wait((reading,), timeout=STOP_S)
@@ -109,9 +119,20 @@ class Replay:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
         if whole and self._recorder.open:
-            self._recorder.lose(CLIENT_GONE, time.monotonic() - self._order.start_s)
-            raise ClientLostError
+            self._recorder.lose(gone, time.monotonic() - self._order.start_s)
+            raise ClientLostError(gone)
         return whole
+
+    async def _watch(self) -> None:
+        """Wait until the client has told nothing for too long."""
+        while True:
+            before_s = time.monotonic()
+            await asyncio.sleep(self._silent_s / 8)
+            now_s = time.monotonic()
+            if now_s - before_s > self._silent_s / 4:  # it was this process that stood still
+                self._heard_s = now_s
+            if now_s > self._heard_s + self._silent_s:
+                return
 
     async def _feed(self, requests: Iterator[Request], drain_s: float) -> None:
         assert self._process is not None and self._process.stdin is not None
@@ -144,4 +165,5 @@ class Replay:
         assert self._process is not None and self._process.stdout is not None
         decode = msgspec.json.Decoder(Result).decode
         async for line in self._process.stdout:
+            self._heard_s = time.monotonic()
             self._recorder.take(decode(line), self._give_up)

@@ -27,6 +27,7 @@ from voltana.live.gpus import Gpus
 from voltana.live.gpus.emulated import EmulatedGpus
 from voltana.live.gpus.owned import OwnedGpus
 from voltana.live.gpus.several import SeveralGpus
+from voltana.live.gpus.visible import Groups
 from voltana.live.router.command import tune_gc
 from voltana.live.router.fleet import Backend
 from voltana.live.router.server import RouterServer
@@ -34,7 +35,7 @@ from voltana.live.run.config import LiveConfig
 from voltana.live.run.fleet import Fleet, names_of
 from voltana.live.run.load import Order
 from voltana.live.run.recorder import LiveRecorder
-from voltana.live.run.replay import CLIENT_GONE, ClientLostError, Replay
+from voltana.live.run.replay import ClientLostError, Replay
 from voltana.live.run.starved import starved
 from voltana.live.run.view import View
 from voltana.live.servers import Endpoint, Servers
@@ -67,16 +68,16 @@ class _Happened:
     ended: dict[str, str] = field(default_factory=dict)
     """Servers that ended by themselves, and how."""
     lost: str = ""
-    """Why the owner of clocks is gone."""
+    """Why clocks are not driven any more."""
     wrong: Exception | None = None
     """The first that a policy raised or answered wrongly."""
 
-    def check(self, client_lost: bool) -> None:
+    def check(self, client_lost: str) -> None:
         """Raise `RunError` if the record does not reach to the end of the requests."""
         if self.lost:
-            raise RunError(f"control: the owner of clocks is gone ({self.lost}); the record ends there")
+            raise RunError(f"control: {self.lost}; the record ends there")
         if client_lost:
-            raise RunError(f"{CLIENT_GONE} before its requests had; the record ends there")
+            raise RunError(f"{client_lost} before its requests had ended; the record ends there")
 
 
 class LiveRun:
@@ -205,7 +206,22 @@ class LiveRun:
         """Read all requests once."""
         foreseen(self._config)
 
+    async def _kill_frozen(self, servers: Servers, subscriber: Subscriber) -> None:
+        """Kill servers of ours that are there and say nothing, so that nobody waits for them."""
+        silent_s = self._config.frozen_s
+        while True:
+            before_s = time.monotonic()
+            await asyncio.sleep(1.0)
+            if time.monotonic() - before_s > 2.0:
+                continue  # it was this process that stood still
+            for name, endpoint in servers.endpoints.items():
+                if endpoint.pid and name not in self._happened.ended and subscriber.age_s(name) > silent_s:
+                    self._server_ended(name, f"it said nothing for {silent_s:g} s")
+                    servers.kill(name)
+
     def _server_ended(self, name: str, message: str) -> None:
+        if name in self._happened.ended:
+            return
         self._happened.ended[name] = message
         if self._gpus is not None:
             self._gpus.ended(name)
@@ -236,14 +252,15 @@ class LiveRun:
                 per_host=max(1, gpus_per_host(config, plant) // plant.model.tp),
                 drives=drives,
             )
-        groups, owners = self._fleet.gpus(config), self._fleet.owners
+        groups = self._fleet.gpus(config, real=not isinstance(self._control, SimulatedControl))
+        owners = self._fleet.owners
         parts = [
             self._owned(owner, {name: gpus for name, gpus in groups.items() if owners.get(name, "") == owner}, drives)
             for owner in dict.fromkeys(owners.get(name, "") for name in groups)
         ]
         return parts[0] if len(parts) == 1 else SeveralGpus(parts)
 
-    def _owned(self, owner: str, groups: Mapping[str, list[int]], drives: bool) -> OwnedGpus:
+    def _owned(self, owner: str, groups: Groups, drives: bool) -> OwnedGpus:
         """GPUs of one owner; of `control` if the path of its socket is empty."""
         if not owner:
             return OwnedGpus(self._control, groups, "voltana-live", drives=drives, on_lost=self._clocks_lost)
@@ -256,15 +273,20 @@ class LiveRun:
     def _clocks_lost(self, message: str) -> None:
         if not self._happened.lost:
             self._happened.lost = message
-            self._view.say(f"the owner of clocks is gone: {message}")
+            self._view.say(message)
             self._stop.set()
 
     def _bundle(self, gpus: Gpus) -> Bundle:
         config, plant = self._config, self._plant
-        own = (plant.gpu.power_limit_min_w, plant.gpu.power_limit_w)
+
+        def power_limits_w() -> tuple[float, float]:
+            if gpus.uncapped:
+                raise PolicyError(f"it caps power, but {gpus.uncapped}, allowed: policies that set clocks alone")
+            return gpus.power_limits_w or (plant.gpu.power_limit_min_w, plant.gpu.power_limit_w)
+
         offers = Offers(
             clocks_mhz=lambda: list(gpus.clocks_mhz) or plant.gpu.clocks(),
-            power_limits_w=lambda: gpus.power_limits_w or own,
+            power_limits_w=power_limits_w,
             kv_capacity_tokens=lambda: decode_limits(config.serving.decode, plant).kv_tokens,
             predictor=cache(self._predictor),
         )
@@ -353,12 +375,13 @@ class LiveRun:
         await asyncio.sleep(max(0.0, start_s - time.monotonic()))
         subscriber.begin()
         self._replaying = True
-        client_lost = False
+        client_lost = ""
         try:
-            async with self._meanwhile(self._show(start_s, recorder, gpus), self._record(recorder, gpus)):
+            frozen = self._kill_frozen(servers, subscriber)
+            async with self._meanwhile(self._show(start_s, recorder, gpus), self._record(recorder, gpus), frozen):
                 whole = await replay.run(requests, config.drain_s, self._stop)
-        except ClientLostError:
-            whole, client_lost = False, True
+        except ClientLostError as error:
+            whole, client_lost = False, str(error)
         finally:
             gc.unfreeze()
             self._replaying = False
@@ -417,6 +440,7 @@ class LiveRun:
             "decision_errors": controller.errors,
             "telemetry_lost": subscriber.lost,
             "commands_refused": gpus.refused(),
+            "power_meters": list(gpus.power_meters),
             "failures": dict(recorder.failures),
             "servers_ended": dict(self._happened.ended),
             "privileged": isinstance(self._control, NvmlControl),

@@ -54,6 +54,10 @@ class Servers(Protocol):
         """
         ...
 
+    def kill(self, name: str) -> None:
+        """End a server that has been stopped (SIGSTOP) or hangs."""
+        ...
+
     async def stop(self) -> None:
         """Stop all servers and remove their files; safe to call more than once."""
         ...

@@ -91,7 +91,7 @@ class FastCluster(RequestFlow[FastInstance]):
             self._sensors.publish(self._energies())
             self._sense()
 
-        self._events.at(now + sensor.period_s - sensor.window_s, lambda: self._sensors.open_window(self._energies()))
+        self._events.at(now + sensor.period_s - sensor.seen_s, lambda: self._sensors.open_window(self._energies()))
         self._events.at(now + sensor.period_s, publish)
 
     def _schedule_arrival(self) -> None:

@@ -93,6 +93,8 @@ class GpuSpec(Section):
     link_latency_s: NonNegative
     link_bytes_per_s: Positive
     """All-reduce of n GPUs over s bytes: ``link_latency_s + 2 (n - 1) / n * s / link_bytes_per_s``."""
+    sensor_window_s: Positive | None = None
+    """What a reading of its power sensor is the mean of; None: as of an A100 (`conf/sensor/nvml.yaml`)."""
 
     @field_validator("clock_max_mhz")
     @classmethod

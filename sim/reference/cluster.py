@@ -111,7 +111,7 @@ class Cluster(RequestFlow[InstanceProcess]):
         """The power sensors publish, period after period."""
         sensor, began_s = self._spec.sensor, self._env.now
         while True:
-            yield self._env.timeout(sensor.period_s - sensor.window_s)
+            yield self._env.timeout(sensor.period_s - sensor.seen_s)
             self._sensors.open_window(self._energies())
             yield self._env.timeout(began_s + sensor.period_s - self._env.now)
             self._sensors.publish(self._energies())

@@ -14,7 +14,7 @@ from voltana.live.clocks.device import DeviceError, GpuDevice, GpuInfo
 from voltana.live.clocks.limits import Limits
 from voltana.live.clocks.owner import serve
 
-PATIENCE_S = 20.0
+PATIENCE_S = 60.0
 
 
 class LocalOwner:

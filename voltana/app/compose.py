@@ -10,7 +10,7 @@ from voltana.errors import UserError
 
 
 def instantiate(part: Mapping[str, Any]) -> Any:
-    """The object of a section that names its class by `_target_`; its `name` is for people.
+    """The object of a section that names its class by `_target_`, made of plain values; its `name` is for people.
 
     Raises:
         UserError: the class refused its arguments.
@@ -24,7 +24,7 @@ def instantiate(part: Mapping[str, Any]) -> Any:
     except Exception:
         from hydra.utils import instantiate  # not for what is plain: it takes a sixth of a second to import
 
-        return instantiate(values)
+        return instantiate({"_convert_": "all"} | values)
 
 
 def _made(_target_: str, **arguments: Any) -> Any:

@@ -5,6 +5,7 @@ Simulator and live harness use the checked sections themselves.
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import model_validator
@@ -117,8 +118,18 @@ class Sensor(Section):
     error: Annotated[float, between(0, 0.5)]
     """Largest relative error of a sensor; each has one of its own for the whole run."""
 
+    @property
+    def periods(self) -> int:
+        """How many periods a window lasts, if not a part of one: then 1."""
+        return max(1, round(self.window_s / self.period_s))
+
+    @property
+    def seen_s(self) -> float:
+        """How much of a period, at its end, its window covers."""
+        return min(self.window_s, self.period_s)
+
     @model_validator(mode="after")
-    def _window_in_period(self) -> Self:
-        if self.window_s > self.period_s:
-            raise ValueError(f"window_s up to period_s = {self.period_s:g}")
+    def _window_fits(self) -> Self:
+        if self.window_s > self.period_s and not math.isclose(self.window_s, self.periods * self.period_s):
+            raise ValueError(f"window_s up to period_s = {self.period_s:g}, or a whole number of times that")
         return self

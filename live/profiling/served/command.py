@@ -10,12 +10,12 @@ from typing import Any
 from voltana import checks
 from voltana.app.compose import instantiate
 from voltana.errors import UserError
-from voltana.live.clocks.control import Control
+from voltana.live.clocks.control import Control, SimulatedControl
 from voltana.live.gpus.emulated import EmulatedGpus
 from voltana.live.gpus.owned import OwnedGpus
+from voltana.live.gpus.visible import told_by_uuid
 from voltana.live.profiling.served.run import profile_pair
 from voltana.live.profiling.served.settings import ServedSettings
-from voltana.live.run.config import gpu_groups
 from voltana.live.run.fleet import attached_endpoint
 from voltana.live.servers.emulated.cluster import EmulatedCluster
 from voltana.section import parse
@@ -49,8 +49,8 @@ def profile_servers(values: Mapping[str, Any], out: Path) -> None:
     prefill = attached_endpoint("prefill", 0, servers["prefill"], "profile.servers.prefill")
     decode = attached_endpoint("decode", 0, servers["decode"], "profile.servers.decode")
     tp = int(checks.number("model.tp", values["model"].get("tp", 1), low=1))
-    groups = gpu_groups(gpus, [prefill.name, decode.name], tp)
     made: Control = instantiate(control or {})
+    groups = told_by_uuid(gpus, [prefill.name, decode.name], tp, real=not isinstance(made, SimulatedControl))
     held = OwnedGpus(made, groups, "voltana-profile", drives=False)
     asyncio.run(profile_pair(prefill, decode, held, settings, out, about))
 

@@ -20,6 +20,8 @@ from voltana.live.clocks.hold import GpuHolds
 from voltana.live.clocks.nvml import NvmlDriver
 
 POLL_S = 0.002
+STUCK_S = 10.0
+"""A driver that takes longer for a reading is not waited for."""
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGHUP)
 
 
@@ -102,7 +104,7 @@ class Watch:
 
     def __exit__(self, *_: object) -> None:
         self._ended.set()
-        self._thread.join()
+        self._thread.join(STUCK_S)
 
     def _run(self) -> None:
         last = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import shutil
 import sys
@@ -49,6 +50,7 @@ class EmulatedCluster:
         self._keys = {**plant, **(settings or {})}
         self._folder: Path | None = None
         self._processes: list[Process] = []
+        self._by_name: dict[str, Process] = {}
         self._words: dict[str, IO[bytes]] = {}
         """Files without a name: what each server says on standard error."""
         self._on_exit = on_exit
@@ -119,6 +121,7 @@ class EmulatedCluster:
             *command, stdin=PIPE, stdout=PIPE, stderr=words, start_new_session=True
         )
         self._processes.append(process)
+        self._by_name[config.name] = process
 
     async def _endpoint(self, config: ServerConfig, process: Process) -> Endpoint:
         assert process.stdout is not None
@@ -130,6 +133,10 @@ class EmulatedCluster:
         return Endpoint(
             config.name, config.phase, config.host, ports["port"], ports["bootstrap_port"], telemetry, process.pid
         )
+
+    def kill(self, name: str) -> None:
+        """End a server that hangs; see `Servers`."""
+        _kill(self._by_name[name])
 
     async def stop(self) -> None:
         """Stop all servers and remove their files; safe to call more than once."""
@@ -160,5 +167,10 @@ async def _stop(process: Process) -> None:
         async with asyncio.timeout(STOP_S):
             await process.wait()
     except TimeoutError:
-        process.kill()
+        _kill(process)
         await process.wait()
+
+
+def _kill(process: Process) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        process.kill()

@@ -21,7 +21,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import IO, NamedTuple
 
 import voltana
 from voltana.errors import UserError
@@ -300,10 +300,26 @@ def _check_space(folder: Path) -> None:
 
 @contextlib.contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    """One build at a time; another one waits."""
+    """One build at a time; another one waits.
+
+    Raises:
+        UserError: for longer than any part of a build may take.
+    """
+    until_s = time.monotonic() + PIP_TIMEOUT_S
     with path.open("w", encoding="utf-8") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        while not _locks(file):
+            if time.monotonic() > until_s:
+                raise UserError(f"{path}: another build has held it for {PIP_TIMEOUT_S} s; is it stopped?")
+            time.sleep(0.5)
         yield
+
+
+def _locks(file: IO[str]) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def main() -> int:

@@ -40,6 +40,7 @@ def main() -> int:
         readable, _, _ = select.select([0, wake, ended], [], [])
         if ended not in readable:
             _signal_group(child.pid, signal.SIGTERM, only_leader=True)
+            _signal_group(child.pid, signal.SIGCONT)
             select.select([ended], [], [], options.grace_s)
     finally:
         _signal_group(child.pid, signal.SIGKILL)

@@ -72,7 +72,8 @@ class SglangServers:
         prefill, decode, unified: how many of each.
         device: cpu or cuda.
         transfer: how the KV cache gets from prefill to decode servers, see `flags.TRANSFERS`; None: the device's first.
-        gpus: per server, in the order of names, the devices it may see; its tensor parallelism is their number.
+        gpus: per server, in the order of names, the UUIDs of the GPUs it may see; its tensor parallelism is their
+            number.
         flags: changes to the flags of all servers, see `voltana.live.servers.sglang.flags`.
         role_flags: changes by role.
         environment: further environment variables.
@@ -97,7 +98,7 @@ class SglangServers:
         unified: int = 0,
         device: Device = "cpu",
         transfer: str | None = None,
-        gpus: Sequence[Sequence[int]] = (),
+        gpus: Sequence[Sequence[str]] = (),
         flags: Mapping[str, Any] | None = None,
         role_flags: Mapping[Role, Mapping[str, Any]] | None = None,
         environment: Mapping[str, str] | None = None,
@@ -116,8 +117,10 @@ class SglangServers:
             raise UserError(f"device: found {device!r}, allowed: {', '.join(ENVIRONMENT)}")
         if gpus and len(gpus) != len(self._names):
             raise UserError(f"gpus: found {len(gpus)} lists, allowed: one for each of the {len(self._names)} servers")
-        self._python = Path(python)
-        self._model = str(model)
+        self.python = Path(python)
+        self.model = str(model)
+        self.version = ""
+        """Of SGLang, once it was looked at (`check`)."""
         self._device: Device = device
         self._path = kv_path(device, transfer, flags or {}) if prefill or decode else KvPath("", {})
         self._gpus = gpus
@@ -150,6 +153,11 @@ class SglangServers:
         """URL of the decode servers."""
         return [endpoint.url for endpoint in self.of("decode")]
 
+    @property
+    def transfer_backend(self) -> str:
+        """What moves the KV cache from prefill to decode servers, by SGLang's name."""
+        return self._path.backend
+
     def status(self, name: str) -> int | None:
         """Exit status of a server; None while it runs."""
         return self._processes[name].status
@@ -163,10 +171,10 @@ class SglangServers:
             UserError: no such interpreter, no SGLang that is tested, no such folder of a model, a flag that telemetry
                 does not go with, or logs cannot be written.
         """
-        if not self._python.is_file():
-            raise UserError(f"python: found no {self._python}, allowed: the interpreter of an environment with SGLang")
-        if self._model.startswith(("/", "./", "../")) and not Path(self._model).is_dir():
-            raise UserError(f"model: found no {self._model}, allowed: a folder with a model, or the name of one")
+        if not self.python.is_file():
+            raise UserError(f"python: found no {self.python}, allowed: the interpreter of an environment with SGLang")
+        if self.model.startswith(("/", "./", "../")) and not Path(self.model).is_dir():
+            raise UserError(f"model: found no {self.model}, allowed: a folder with a model, or the name of one")
         unknown = [role for role in self._role_flags if role not in ("prefill", "decode", "unified")]
         if unknown:
             raise UserError(f"role_flags: found {unknown[0]!r}, allowed: prefill, decode, unified")
@@ -182,7 +190,7 @@ class SglangServers:
                     f"flags: found {flag} for {role} servers, allowed: none; data-parallel ranks would publish as one "
                     "instance, so run a server for each"
                 )
-        check_installed(self._python, self._variables(), any_version=self._any_version)
+        self.version = check_installed(self.python, self.variables(), any_version=self._any_version)
 
     async def start(self) -> None:
         """Start all servers and wait until they are healthy; progress goes to the log.
@@ -241,7 +249,7 @@ class SglangServers:
         socket_file = folder / f"{endpoint.name}.sock"
         return ServerProcess(
             endpoint.name,
-            [str(self._python), "-m", "sglang.launch_server", *arguments(self._flags_of(endpoint, number, group_port))],
+            [str(self.python), "-m", "sglang.launch_server", *arguments(self._flags_of(endpoint, number, group_port))],
             self._environment_of(endpoint, number),
             folder,
             log,
@@ -250,7 +258,7 @@ class SglangServers:
         )
 
     def _flags_of(self, endpoint: Endpoint, number: int, group_port: int) -> dict[str, Any]:
-        own: dict[str, Any] = {"model-path": self._model, "host": endpoint.host, "port": endpoint.port}
+        own: dict[str, Any] = {"model-path": self.model, "host": endpoint.host, "port": endpoint.port}
         own["nccl-port"] = group_port
         if endpoint.bootstrap_port:
             own["disaggregation-bootstrap-port"] = endpoint.bootstrap_port
@@ -265,10 +273,11 @@ class SglangServers:
         if self._any_version:
             ours[ANY] = "1"
         if self._gpus:
-            ours["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, self._gpus[number]))
-        return self._variables(ours)
+            ours["CUDA_VISIBLE_DEVICES"] = ",".join(self._gpus[number])
+        return self.variables(ours)
 
-    def _variables(self, more: Mapping[str, str] | None = None) -> dict[str, str]:
+    def variables(self, more: Mapping[str, str] | None = None) -> dict[str, str]:
+        """The environment variables of the servers, and more."""
         ours = {**ENVIRONMENT[self._device], **self._path.variables, "SGLANG_HOST_IP": self._host, **(more or {})}
         return clean_environment() | ours | dict(self._environment)
 
@@ -317,6 +326,10 @@ class SglangServers:
                 self._on_exit(process.name, message)
 
     # End
+
+    def kill(self, name: str) -> None:
+        """End a server that hangs; see `voltana.live.servers.Servers`."""
+        self._processes[name].kill()
 
     async def stop(self, keep_logs: bool = False) -> None:
         """Stop all servers, those first that depend on others, and remove their sockets; safe to call more than once.

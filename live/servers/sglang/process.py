@@ -15,6 +15,7 @@ from pathlib import Path
 
 from voltana.live.servers.sglang import guard
 
+START_S = 60.0
 KILL_AFTER_S = 5.0
 """A guard that has not ended this long after it should have is killed."""
 
@@ -76,7 +77,12 @@ class ServerProcess:
             )
         self._started_s = time.monotonic()
         assert self._guard.stdout is not None
-        line = await self._guard.stdout.readline()
+        try:
+            async with asyncio.timeout(START_S):
+                line = await self._guard.stdout.readline()
+        except TimeoutError:
+            self._guard.kill()
+            raise OSError(f"the guard of {self.name} did not start within {START_S:g} s") from None
         if not line:
             raise OSError(self.ended_how(await self._guard.wait()))
         self.pid = int(line)
@@ -96,9 +102,14 @@ class ServerProcess:
         assert self._guard is not None
         status = await self._guard.wait()
         if status < 0:  # The guard was killed, and the kernel kills the server; its children may be slower to notice.
+            self.kill()
+        return status
+
+    def kill(self) -> None:
+        """Kill it and all its children."""
+        if self.pid:  # 0 would be this process's own group
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self.pid, signal.SIGKILL)
-        return status
 
     async def stop(self) -> None:
         """Stop it and all its children, at once if it does not stop by itself; safe to call more than once."""

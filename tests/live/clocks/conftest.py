@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -184,10 +185,14 @@ def spawn() -> Iterator[Callable[..., subprocess.Popen[str]]]:
 @pytest.fixture(scope="session")
 def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The stand-in for NVIDIA's library, freshly compiled; the folder it lies in."""
+    return compile_standin(tmp_path_factory.mktemp("nvml"))
+
+
+def compile_standin(folder: Path) -> Path:
+    """Compile the stand-in for NVIDIA's library into a folder; returns that."""
     compiler = shutil.which("cc") or shutil.which("gcc")
     if compiler is None:
         pytest.skip("no C compiler")
-    folder = tmp_path_factory.mktemp("nvml")
     target = folder / "libnvidia-ml.so.1"
     subprocess.run(
         [compiler, "-shared", "-fPIC", "-O1", "-Wall", "-Werror", "-o", str(target), str(HERE / "nvml_standin.c")],
@@ -196,18 +201,23 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+AS_NEW = {"limit_mw": 400_000, "capability": 80, "persistence": 1}
+
+
 class StandIn:
     """What the GPUs of the stand-in are like, to be read and disturbed while another process uses them."""
 
-    HEADER, GPU = "4I", "10I"
+    HEADER, GPU = "4I", "19I"
     FIELDS = (
         *("locked_mhz", "limit_mw", "locks", "resets", "delay_ms"),
         *("fault_all", "fault_change", "fault_energy", "fault_reset", "overlaps"),
+        *("fault_limit", "fault_list", "fault_pstate", "mig", "processes", "instant_mw", "capability", "persistence"),
+        "used_mib",
     )
 
     def __init__(self, path: Path, library: Path) -> None:
         header = struct.pack(self.HEADER, 0, 4, 0, 0)
-        path.write_bytes(header + struct.pack(self.GPU, 0, 400_000, *[0] * 8) * 4)
+        path.write_bytes(header + struct.pack(self.GPU, *map(AS_NEW.get, self.FIELDS, repeat(0))) * 4)
         self._host = path.stat().st_ino & 0xFFFFFFFF
         with path.open("r+b") as file:
             self._bytes = mmap.mmap(file.fileno(), 0)

@@ -14,7 +14,7 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { SUCCESS = 0, INVALID_ARGUMENT = 2, INSUFFICIENT_SIZE = 7, DRIVER_NOT_LOADED = 9 };
+enum { SUCCESS = 0, INVALID_ARGUMENT = 2, NOT_SUPPORTED = 3, INSUFFICIENT_SIZE = 7, DRIVER_NOT_LOADED = 9 };
 
 struct gpu {
     uint32_t locked_mhz; /* 0: not locked */
@@ -27,6 +27,15 @@ struct gpu {
     uint32_t fault_energy;
     uint32_t fault_reset;
     uint32_t overlaps; /* changes that met another one under way: the caller did not serialise */
+    uint32_t fault_limit;  /* of setting the power limit */
+    uint32_t fault_list;   /* of listing clocks */
+    uint32_t fault_pstate; /* of the lowest and highest clock */
+    uint32_t mig;
+    uint32_t processes;  /* that compute */
+    uint32_t instant_mw; /* 0: no such field */
+    uint32_t capability; /* 80: a GA100 */
+    uint32_t persistence;
+    uint32_t used_mib;
 };
 
 struct state {
@@ -91,7 +100,7 @@ int nvmlDeviceGetName(struct gpu *gpu, char *text, unsigned length) {
 }
 
 int nvmlDeviceGetSupportedMemoryClocks(struct gpu *gpu, unsigned *count, unsigned *mhz) {
-    if (gpu->fault_all) return (int)gpu->fault_all;
+    if (gpu->fault_all || gpu->fault_list) return (int)(gpu->fault_all ? gpu->fault_all : gpu->fault_list);
     if (!mhz) {
         *count = 1;
         return INSUFFICIENT_SIZE;
@@ -159,6 +168,7 @@ int nvmlDeviceGetPowerManagementLimitConstraints(struct gpu *gpu, unsigned *low_
 
 int nvmlDeviceSetPowerManagementLimit(struct gpu *gpu, unsigned mw) {
     int code = begin_change(gpu);
+    if (!code) code = (int)gpu->fault_limit;
     if (!code && (mw < 100000 || mw > 400000)) code = INVALID_ARGUMENT;
     if (!code) gpu->limit_mw = mw;
     return end_change(code);
@@ -178,4 +188,79 @@ int nvmlDeviceGetClockInfo(struct gpu *gpu, int kind, unsigned *mhz) {
     if (kind != 1) return INVALID_ARGUMENT;
     *mhz = gpu->locked_mhz ? gpu->locked_mhz : 1410;
     return (int)gpu->fault_all;
+}
+
+int nvmlDeviceGetMinMaxClockOfPState(struct gpu *gpu, int kind, int pstate, unsigned *low_mhz, unsigned *high_mhz) {
+    if (kind != 0 || pstate != 0) return INVALID_ARGUMENT;
+    *low_mhz = 210;
+    *high_mhz = 1410;
+    return (int)(gpu->fault_all ? gpu->fault_all : gpu->fault_pstate);
+}
+
+struct field {
+    uint32_t id, scope;
+    int64_t time_us, latency_us;
+    uint32_t type, code;
+    union {
+        double real;
+        unsigned whole;
+    } value;
+};
+
+int nvmlDeviceGetFieldValues(struct gpu *gpu, int count, struct field *fields) {
+    for (int i = 0; i < count; i++) {
+        fields[i].type = 1;
+        fields[i].code = fields[i].id == 186 && gpu->instant_mw ? SUCCESS : NOT_SUPPORTED;
+        fields[i].value.whole = gpu->instant_mw;
+    }
+    return (int)gpu->fault_all;
+}
+
+int nvmlDeviceGetCudaComputeCapability(struct gpu *gpu, int *major, int *minor) {
+    *major = (int)gpu->capability / 10;
+    *minor = (int)gpu->capability % 10;
+    return (int)gpu->fault_all;
+}
+
+int nvmlDeviceGetMigMode(struct gpu *gpu, unsigned *current, unsigned *pending) {
+    *current = *pending = gpu->mig;
+    return (int)gpu->fault_all;
+}
+
+struct process {
+    unsigned pid;
+    unsigned long long bytes;
+    unsigned gpu_instance, compute_instance;
+};
+
+int nvmlDeviceGetComputeRunningProcesses_v3(struct gpu *gpu, unsigned *count, struct process *processes) {
+    if (gpu->fault_all) return (int)gpu->fault_all;
+    if (!processes) {
+        *count = gpu->processes;
+        return gpu->processes ? INSUFFICIENT_SIZE : SUCCESS;
+    }
+    *count = gpu->processes;
+    for (unsigned i = 0; i < gpu->processes; i++) processes[i] = (struct process){4711 + i, 1 << 30, ~0u, ~0u};
+    return SUCCESS;
+}
+
+int nvmlDeviceGetPersistenceMode(struct gpu *gpu, unsigned *mode) {
+    *mode = gpu->persistence;
+    return (int)gpu->fault_all;
+}
+
+struct memory {
+    unsigned long long total, free, used;
+};
+
+int nvmlDeviceGetMemoryInfo(struct gpu *gpu, struct memory *memory) {
+    memory->total = 81920ull << 20;
+    memory->used = (unsigned long long)gpu->used_mib << 20;
+    memory->free = memory->total - memory->used;
+    return (int)gpu->fault_all;
+}
+
+int nvmlSystemGetDriverVersion(char *text, unsigned length) {
+    snprintf(text, length, "550.54.15");
+    return SUCCESS;
 }

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
+import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +18,9 @@ from hydra import compose, initialize_config_module
 from tests.bench import clocks as bench
 from voltana.app.compose import instantiate
 from voltana.errors import UserError
-from voltana.live.clocks.client import ClockClient
+from voltana.live.clocks.client import ClockClient, ClockError
 from voltana.live.clocks.control import NvmlControl, ObserveControl, SimulatedControl, started_owner
-from voltana.live.clocks.protocol import Applied
+from voltana.live.clocks.protocol import Applied, Lost
 from voltana.live.clocks.simulated import Load
 
 pytestmark = pytest.mark.slow
@@ -69,8 +72,10 @@ def test_an_owner_that_was_not_given_the_gpu(start: Go) -> None:
     nvml = NvmlControl(socket=str(owner.socket))
     with nvml.open([0, 1], "test") as clocks:
         assert clocks.read([1])
-    with pytest.raises(UserError, match="the owner was not given GPU 7; it has 0, 1, 2, 3"), nvml.open([7], "test"):
+    with pytest.raises(UserError, match=r"the owner was not given GPU 7; it has 0 \(GPU-"), nvml.open([7], "test"):
         pass
+    with nvml.open([owner.gpus[2].info.uuid, 1], "test") as clocks:
+        assert clocks.indices([owner.gpus[2].info.uuid, 1]) == [2, 1]
 
 
 def test_the_owners_refusal_is_passed_on() -> None:
@@ -81,7 +86,7 @@ def test_the_owners_refusal_is_passed_on() -> None:
 
 HARNESS = """
 import sys, time
-from voltana.live.clocks.client import ClockClient
+from voltana.live.clocks.client import ClockClient, ClockError
 from voltana.live.clocks.control import started_owner
 with started_owner([0], ["--simulate", sys.argv[1]]) as socket, ClockClient(socket, "harness") as clocks:
     print(clocks.owner_pid, socket, flush=True)
@@ -94,7 +99,7 @@ def test_the_owner_ends_with_a_harness_that_is_killed(spawn: Go, wait_until: Go,
     assert harness.stdout is not None
     pid, _, socket = harness.stdout.readline().strip().partition(" ")
     harness.send_signal(signal.SIGKILL)
-    harness.wait(20)
+    harness.wait(60)
 
     def gone() -> bool:
         try:
@@ -106,6 +111,41 @@ def test_the_owner_ends_with_a_harness_that_is_killed(spawn: Go, wait_until: Go,
     assert not Path(socket).parent.exists()
 
 
+def test_a_frozen_owner_is_lost(settings_file: Path, wait_until: Go) -> None:
+    """Its socket still takes connections and bytes. What waits for it fails, and it goes with whoever started it."""
+    events: list[Any] = []
+    with started_owner([0], ["--simulate", str(settings_file)]) as path:
+        with ClockClient(path, "test", events.append, timeout_s=1.0) as clocks:
+            pid = clocks.owner_pid
+            time.sleep(1.5)
+            assert clocks.read([0]), "heartbeats are answered"
+            os.kill(pid, signal.SIGSTOP)
+            waiting = clocks.request_readings([0])
+            wait_until(lambda: any(isinstance(event, Lost) for event in events), "the loss of the owner")
+            assert events[-1].message == "it has not answered for 1 s"
+            with pytest.raises(ClockError, match="no connection to the owner: it has not answered for 1 s"):
+                waiting.result(1.0)
+        with pytest.raises(ClockError, match=r"the owner has not answered for 0\.2 s"):
+            ClockClient(path, "late", timeout_s=0.2)
+        for_ever = [connected(path) for _ in range(200)]
+        with pytest.raises(UserError, match=r"the owner of GPU clocks takes no connection; is it stopped\?"):
+            ClockClient(path, "late", timeout_s=0.2)
+        for connection in for_ever:
+            connection.close()
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
+    assert not path.parent.exists()
+
+
+def connected(path: Path) -> socket.socket:
+    """A client that takes a place in the queue, if there is one."""
+    connection = socket.socket(socket.AF_UNIX)
+    connection.setblocking(False)
+    with suppress(BlockingIOError):
+        connection.connect(str(path))
+    return connection
+
+
 def test_an_interrupt_of_the_terminal_is_not_for_the_owner(settings_file: Path) -> None:
     with started_owner([0], ["--simulate", str(settings_file)]) as socket, ClockClient(socket, "test") as clocks:
         assert os.getsid(clocks.owner_pid) != os.getsid(0)
@@ -114,14 +154,15 @@ def test_an_interrupt_of_the_terminal_is_not_for_the_owner(settings_file: Path) 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ([], "--gpus: nothing found; allowed: the indices of the GPUs to own"),
-        (["--gpus", "0,0"], "argument --gpus: found '0,0'; allowed: indices such as 0,1,2,3, each once"),
+        ([], "--gpus: nothing found; allowed: the indices or UUIDs of the GPUs to own"),
+        (["--gpus", "0,0"], "argument --gpus: found '0,0'; allowed: indices such as 0,1,2,3, or UUIDs, each once"),
         (["--gpus", "one"], "argument --gpus: found 'one'; allowed: indices"),
         (["--gpus", "0", "--warp"], "unrecognized arguments: --warp; see --help"),
         (["--gpus", "0", "--changes-per-s", "0"], "--changes-per-s: found 0; allowed: 1 to 1000"),
         (["--gpus", "0", "--group", "no-such-group"], "--group: found 'no-such-group'"),
         (["--gpus", "0", "--simulate", "/no/such.json"], "/no/such.json: cannot be read"),
         (["--gpus", "0", "--simulate", "LIST"], "found a list; allowed: an object"),
+        (["--gpus", "GPU-9", "--simulate", "SETTINGS"], "--gpus: no GPU with UUID GPU-9"),
         (["--gpus", "9", "--simulate", "SETTINGS"], "--gpus: GPU 9: found no such index; allowed: 0 to 3"),
     ],
 )

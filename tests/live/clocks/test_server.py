@@ -248,7 +248,7 @@ print(connection.recv(1000).decode())
 class TestAccess:
     def as_nobody(self, path: Path, groups: list[int]) -> subprocess.CompletedProcess[str]:
         arguments = [sys.executable, "-S", "-c", CONNECT, str(path), str(NOBODY), *map(str, groups)]
-        return subprocess.run(arguments, capture_output=True, text=True, timeout=20)
+        return subprocess.run(arguments, capture_output=True, text=True, timeout=60)
 
     def owner(self, spawn: Start, wait_until: Start, folder: Path, settings_file: Path, *options: str) -> Path:
         for part in (folder, *folder.parents):
@@ -552,6 +552,48 @@ def test_a_driver_that_hangs_does_not_keep_the_owner_from_ending(
     threading.Timer(1.0, owner.gpus[0].go.set).start()
     owner.stop()
     assert owner.failures == ["GPU 0: not restored: the driver has not answered for 0.2 s"]
+
+
+@pytest.mark.parametrize(
+    "name", ["", "a\nvoltana-clocks: GPU 0: restored", "a\x1b[2J", " a", "a" * 65, "\u2028", "a\n"]
+)
+def test_names_that_could_pass_for_words_of_the_owner(
+    start: Start, caplog: pytest.LogCaptureFixture, name: str
+) -> None:
+    owner = start()
+    caplog.set_level("INFO")
+    own = {"op": "own", "id": 1, "group": name, "gpus": [0]}
+    with raw(owner.socket) as connection:
+        answers = ask(connection, {**HELLO, "name": name}, HELLO, own)
+    assert [answer["is"] for answer in answers] == ["refused", "welcome", "refused"]
+    assert all(record.getMessage().isprintable() for record in caplog.records)
+
+
+def test_a_silent_client_is_hung_up_on(start: Start) -> None:
+    """One that owns nothing, too: it would hold its place for ever."""
+    owner = start(heartbeat_s=0.3)
+    with raw(owner.socket) as silent:
+        ask(silent, HELLO)
+        assert b"nothing was heard for 0.3 s" in silent.recv(1000)
+
+
+@pytest.mark.slow
+def test_idle_clients_cannot_keep_others_out(start: Start, connect: Start) -> None:
+    """Heartbeats alone hold no place; owning a GPU does, and so does asking for something now and then."""
+    owner = start(clients=4, heartbeat_s=0.5)
+    quiet, reader, *idle = (connect(owner.socket, name) for name in ("quiet", "reader", "idle", "idle"))
+    quiet.own("a", [0])
+    end_s = time.monotonic() + 1.0
+    while time.monotonic() < end_s:
+        reader.read([1])
+        time.sleep(0.05)
+    for client in idle:
+        assert connect(owner.socket, "new").read([1])
+        assert "another client wanted its place" in client.wait_for(Lost).message
+    reader.read([1])
+    quiet.wait_for(Applied, quiet.set_clock("a", 1005))
+    with pytest.raises(ClockError, match="4 clients are connected, no more are allowed"):
+        connect(owner.socket, "one too many")
 
 
 def test_too_many_clients_are_turned_away(start: Start, connect: Start) -> None:

@@ -14,6 +14,7 @@ from voltana.errors import UserError
 from voltana.live.clocks.device import DeviceError, DeviceGroup
 from voltana.live.clocks.simulated import LEAST_CAP, SENSOR_GAIN_ERROR, Load, SimulatedDriver, SimulatedGpu
 from voltana.sim.plant import Plant
+from voltana.sim.plant.build import plant_of
 
 loads = st.one_of(
     st.just(Load()),
@@ -133,6 +134,20 @@ def test_the_sensor_sees_a_quarter_of_the_time(plant: Plant) -> None:
         seen_w.append(gpu.power_w())
     assert max(seen_w[1:]) == pytest.approx(min(seen_w[1:]))
     assert (gpu.energy_j() - start_j) / 2.0 == pytest.approx((idle_w + busy_w) / 2, rel=1e-4)
+
+
+def test_the_sensor_sees_what_the_gpus_file_says(parts: dict[str, Any]) -> None:
+    """A mean of a second is halfway up half a second after a step of the power."""
+    time = FakeTime()
+    plant = plant_of({**parts["gpu"], "sensor_window_s": 1.0}, parts["model"], parts["engine"])
+    gpu = gpu_at(time, plant)
+    assert gpu.info.power_meter == "simulated, mean of 1000 ms"
+    idle_w, busy_w = gpu.power_w(), gpu._gain * plant_power_w(plant, Load("decode", 256, 200_000), 1410)
+    gpu.feed(Load("decode", 256, 200_000))
+    time.sleep(0.5)
+    assert gpu.power_w() == pytest.approx((idle_w + busy_w) / 2, abs=0.1 * (busy_w - idle_w))
+    time.sleep(0.6)
+    assert gpu.power_w() == pytest.approx(busy_w)
 
 
 def test_the_sensor_has_a_gain_of_its_own(plant: Plant) -> None:

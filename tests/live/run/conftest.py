@@ -73,6 +73,11 @@ class Started:
             assert self._process.poll() is None, self.output
             time.sleep(0.05)
 
+    @property
+    def pid(self) -> int:
+        """Of the harness."""
+        return self._process.pid
+
     def signal(self, number: signal.Signals) -> None:
         """Send it a signal."""
         self._process.send_signal(number)
@@ -161,19 +166,23 @@ def attach(start: Callable[..., Started]) -> Callable[..., Started]:
     def go(*overrides: str, owners: Mapping[str, Path] | None = None) -> Started:
         host = start("duration_s=120", "rps=1")
         host.says("of 120 s:")
-        folder = next(host.temporary.glob("voltana-emulated-*"))
-        servers = {"prefill": list[str](), "decode": list[str]()}
-        for role, place in (("prefill", 0), ("prefill", 1), ("decode", 0), ("decode", 1)):
-            ports = listening(host.child(f"voltana.live.servers.emulated --config .*{role}-{place}.json"))
-            serving = next(port for port in ports if is_healthy(port))
-            bootstrap = "".join(f"bootstrap_port: {port}, " for port in ports if port != serving)
-            telemetry = f"ipc://{folder / f'{role}-{place}.sock'}"
-            owner = f", owner: '{owners[role]}'" if owners and role in owners else ""
-            servers[role].append(f"{{url: 'http://127.0.0.1:{serving}', {bootstrap}telemetry: '{telemetry}'{owner}}}")
-        lists = (f"servers.{role}=[{','.join(each)}]" for role, each in servers.items())
-        return start("servers=attach", *lists, *overrides)
+        return start(*servers_of(host, owners), *overrides)
 
     return go
+
+
+def servers_of(host: Started, owners: Mapping[str, Path] | None = None) -> list[str]:
+    """The settings of a run that attaches to the servers of another; `owners` as in `attach`."""
+    folder = next(host.temporary.glob("voltana-emulated-*"))
+    servers = {"prefill": list[str](), "decode": list[str]()}
+    for role, place in (("prefill", 0), ("prefill", 1), ("decode", 0), ("decode", 1)):
+        ports = listening(host.child(f"voltana.live.servers.emulated --config .*{role}-{place}.json"))
+        serving = next(port for port in ports if is_healthy(port))
+        bootstrap = "".join(f"bootstrap_port: {port}, " for port in ports if port != serving)
+        telemetry = f"ipc://{folder / f'{role}-{place}.sock'}"
+        owner = f", owner: '{owners[role]}'" if owners and role in owners else ""
+        servers[role].append(f"{{url: 'http://127.0.0.1:{serving}', {bootstrap}telemetry: '{telemetry}'{owner}}}")
+    return ["servers=attach", *(f"servers.{role}=[{','.join(each)}]" for role, each in servers.items())]
 
 
 def is_healthy(port: int) -> bool:

@@ -86,9 +86,39 @@ def test_without_its_client_it_ends(start: Start, checked: Checked) -> None:
     os.kill(run.child("voltana.live.run.load"), signal.SIGKILL)
     ended = run.end()
     assert ended.status == 3
-    assert "the load client ended before its requests had" in ended.output
+    assert "the load client ended before its requests had ended" in ended.output
     summary = checked(ended.folder).summary
     assert summary["interrupted"] and summary["requests"]["failed"] > 0
+    run.nothing_is_left()
+
+
+def test_a_frozen_server_takes_only_its_requests_with_it(start: Start, checked: Checked) -> None:
+    """Stopped by SIGSTOP it holds its connections and says nothing; nobody waits for it longer than for `frozen_s`."""
+    run = start("duration_s=10", "policy=voltana", "frozen_s=3")
+    run.says("of 10 s:")
+    run.goes_on(2)
+    os.kill(run.child("voltana.live.servers.emulated --config .*decode-1.json"), signal.SIGSTOP)
+    ended = run.end(within_s=60.0)
+    assert ended.status == 3, ended.output
+    last = ended.output.strip().splitlines()[-1]
+    assert last == "voltana-live: error: a server died, decode-1: it said nothing for 3 s"
+    record = checked(ended.folder)
+    requests = record.requests()
+    assert 0 < sum(requests.status != "completed") < 0.75 * len(requests)
+    assert (requests[requests.arrival_s > 9.0].status == "completed").all()
+    run.nothing_is_left()
+
+
+def test_without_an_answer_of_the_owner_of_clocks_it_ends(attach: Start, checked: Checked) -> None:
+    """It was stopped: its socket stays open. The harness ends by itself, and the owner with it."""
+    run = attach("duration_s=60")
+    run.says("of 60 s:")
+    run.goes_on(2)
+    os.kill(run.child("voltana.live.clocks.command"), signal.SIGSTOP)
+    ended = run.end(within_s=60.0)
+    assert ended.status == 3, ended.output
+    assert "control: the owner of clocks is gone: it has not answered for 10 s; the record ends" in ended.output
+    assert checked(ended.folder).summary["interrupted"]
     run.nothing_is_left()
 
 

@@ -11,6 +11,7 @@ from hydra import compose, initialize_config_module
 from hydra.errors import InstantiationException
 from rich.console import Console
 
+from tests.live.owner import LocalOwner, SteadyGpu
 from tests.live.run.conftest import SMALL_PROFILE
 from voltana.app.cli import explain
 from voltana.app.resolve import resolve
@@ -81,6 +82,54 @@ def test_before_servers_are_started(
     assert message in explain(refused.value)
     assert "starting servers" not in said.getvalue()
     assert not (tmp_path / "record").exists()
+
+
+def test_a_gpu_that_supports_no_clock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else every command would be refused, and the run be one at stock clocks."""
+    monkeypatch.chdir(tmp_path)
+    owner = LocalOwner(tmp_path, [SteadyGpu(gpu, (1005, 1410) if gpu != 2 else ()) for gpu in range(4)])
+    overrides = [*ATTACHED, "servers.wait_s=0", "control=nvml", f"control.socket={owner.socket}"]
+    try:
+        with pytest.raises(UserError, match=r"control: GPU 2 \(A100\) supports no clock that could be set"):
+            replay(values(*overrides), tmp_path / "record", Console(file=StringIO()))
+    finally:
+        owner.stop()
+
+
+@pytest.mark.parametrize(
+    ("gpus", "message"),
+    [
+        ("[[0],[1],[2],[3]]", "is not healthy after 0 s"),
+        ("[[0],[GPU-unknown],[2],[3]]", "was not given GPU GPU-unknown"),
+    ],
+)
+def test_gpus_that_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gpus: str, message: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    owner = LocalOwner(tmp_path, [SteadyGpu(gpu, tuple(range(210, 1411, 15))) for gpu in range(4)])
+    overrides = [*ATTACHED, "servers.wait_s=0", f"servers.gpus={gpus}"]
+    try:
+        with pytest.raises(UserError, match=message):
+            nvml = ("control=nvml", f"control.socket={owner.socket}")
+            replay(values(*overrides, *nvml), tmp_path / "record", Console(file=StringIO()))
+    finally:
+        owner.stop()
+
+
+def test_a_policy_that_caps_power_where_that_is_forbidden(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The owner drives clocks there; only what caps power is refused, by name."""
+    monkeypatch.chdir(tmp_path)
+    owner = LocalOwner(tmp_path, [SteadyGpu(gpu, tuple(range(210, 1411, 15))) for gpu in range(4)])
+    overrides = [*ATTACHED, "servers.wait_s=0", "control=nvml", f"control.socket={owner.socket}"]
+    try:
+        for policy, message in (
+            ("power_cap", "policy power_cap: it caps power, but GPU 0 (A100) lets nobody set its power limit"),
+            ("static_max", "is not healthy after 0 s"),
+        ):
+            with pytest.raises(UserError) as refused:
+                replay(values(*overrides, f"policy={policy}"), tmp_path / policy, Console(file=StringIO()))
+            assert message in str(refused.value)
+    finally:
+        owner.stop()
 
 
 def test_a_port_that_is_taken(tmp_path: Path) -> None:

@@ -1,8 +1,10 @@
 """Requests are sent at their times; what goes wrong meanwhile is told."""
 
 import asyncio
+import os
+import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ from voltana.live.run.command import _arriving
 from voltana.live.run.config import LiveConfig
 from voltana.live.run.load import Order
 from voltana.live.run.recorder import LiveRecorder
-from voltana.live.run.replay import Replay
+from voltana.live.run.replay import SILENT_S, ClientLostError, Replay
 from voltana.section import parse
 from voltana.sim.run.compose import compose_sim
 from voltana.state import Slo
@@ -32,7 +34,12 @@ class Nowhere:
     instance = request
 
 
-def replay(requests: Iterator[Request], stop_after_s: float) -> list[str]:
+def replay(
+    requests: Iterator[Request],
+    stop_after_s: float,
+    silent_s: float = SILENT_S,
+    meanwhile: Callable[[Replay], None] = lambda sending: None,
+) -> list[str]:
     said: list[str] = []
 
     async def run() -> None:
@@ -40,7 +47,8 @@ def replay(requests: Iterator[Request], stop_after_s: float) -> list[str]:
         order = Order("127.0.0.1", 9, time.monotonic(), 0.06, (100, 200), 13)
         stop = asyncio.Event()
         asyncio.get_running_loop().call_later(stop_after_s, stop.set)
-        async with asyncio.timeout(20), Replay(order, recorder, said.append) as sending:
+        async with asyncio.timeout(20), Replay(order, recorder, said.append, silent_s) as sending:
+            meanwhile(sending)
             await sending.run(requests, 1.0, stop)
 
     asyncio.run(run())
@@ -60,6 +68,21 @@ def test_a_request_that_cannot_be_read_ends_it() -> None:
 
     with pytest.raises(UserError, match=r"trace.csv:3"):
         replay(requests(), 10.0)
+
+
+def test_a_frozen_client_is_given_up() -> None:
+    """While requests are still to come, when its pipe is full, and when only answers are waited for."""
+
+    def freeze(sending: Replay) -> None:
+        os.kill(sending.pid, signal.SIGSTOP)
+
+    for requests in (
+        iter([Request(0, 0.1, 10, 5), Request(1, 3600.0, 10, 5)]),
+        (Request(number, 0.01, 10, 5) for number in range(5000)),
+        iter([Request(0, 0.1, 10, 5)]),
+    ):
+        with pytest.raises(ClientLostError, match=r"the load client told nothing for 0\.5 s"):
+            replay(requests, 60.0, 0.5, freeze)
 
 
 def test_a_record_that_cannot_be_written_ends_it(monkeypatch: pytest.MonkeyPatch) -> None:

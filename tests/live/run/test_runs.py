@@ -74,11 +74,10 @@ def test_somebody_elses_servers_with_simulated_gpus(attach: Start, checked: Chec
 def test_what_is_recorded_is_what_the_gpus_tell(attach: Start, checked: Checked, tmp_path: Path) -> None:
     """Not what they were commanded, and nothing where they tell nothing.
 
-    All run at 1395 MHz: two do not obey, two have no clock that can be set. GPU 0 tells nothing, the counter of GPU 3
-    starts again every two seconds.
+    All run at 1395 MHz and do not obey. GPU 0 tells nothing, the counter of GPU 3 starts again every two seconds.
     """
-    lockable = (1005, 1410)
-    gpus = [SteadyGpu(0, lockable, silent=True), SteadyGpu(1, lockable), SteadyGpu(2), SteadyGpu(3, restarts_s=2.0)]
+    options: list[dict[str, Any]] = [{"silent": True}, {}, {}, {"restarts_s": 2.0}]
+    gpus = [SteadyGpu(gpu, (1005, 1410), **each) for gpu, each in enumerate(options)]
     owner = LocalOwner(tmp_path, gpus)
     try:
         ended = attach("control=nvml", f"control.socket={owner.socket}", "policy=static_1005", "rps=5").end()

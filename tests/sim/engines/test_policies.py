@@ -39,6 +39,7 @@ CASES = [
     Case("polca", completed=None),
     Case("polca", both_phases("provisioned_w=900"), None),
     Case("polca", ("sensor=ideal", "serving.latency_noise=0.05"), None),
+    Case("polca", ("sensor=nvml_average",), None),
     Case("power_cap", completed=None),
     Case("power_cap", ("policy.decode_controller.cap_w=120", "slo.itl_ms=16"), None),
     Case("power_cap", ("policy.decode_controller.releases=false", "serving.latency_noise=0.05"), None),
