@@ -140,7 +140,7 @@ class OwnedGpus(Gpus):
                 self._on_lost(f"what a policy wants can never be set: {self._where}{event.message}")
         elif isinstance(event, Lost):
             self._lost = True
-            self._on_lost(f"the owner of clocks is gone: {self._where}{event.message}")
+            self._on_lost(f"the owner of clocks is gone ({self._where}{event.message})")
 
     async def close(self) -> None:
         """Hang up; the owner restores what was changed."""

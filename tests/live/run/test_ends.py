@@ -117,7 +117,7 @@ def test_without_an_answer_of_the_owner_of_clocks_it_ends(attach: Start, checked
     os.kill(run.child("voltana.live.clocks.command"), signal.SIGSTOP)
     ended = run.end(within_s=60.0)
     assert ended.status == 3, ended.output
-    assert "control: the owner of clocks is gone: it has not answered for 10 s; the record ends" in ended.output
+    assert "control: the owner of clocks is gone (it has not answered for 10 s); the record ends" in ended.output
     assert checked(ended.folder).summary["interrupted"]
     run.nothing_is_left()
 
