@@ -24,6 +24,7 @@ from voltana.errors import UserError
 from voltana.sim.calibration import kernels, served
 from voltana.sim.calibration.kernels import Line, Sample, kernel_sample
 from voltana.sim.plant import EngineSpec, GpuSpec
+from voltana.sim.plant.operators import ExpertLoad
 
 BACKEND, VERSION = "sglang", "0.5.14"
 RELATIVE = "h100_sxm"
@@ -53,6 +54,9 @@ START = {
     "prefill_attention_tile": 60.0,
     "tensor_efficiency": 0.75,
     "tile_overhead": 3.0,
+    "expert_efficiency": 0.4,
+    "expert_tile_overhead": 40.0,
+    "expert_start_s": 3e-5,
 }
 """Where a fit begins, whatever the YAML has: so it ends where it ended before."""
 DECODE_ATTENTION = [
@@ -65,7 +69,12 @@ DECODE_ATTENTION = [
 ]
 PREFILL_ATTENTION = ["prefill_attention_efficiency", "prefill_attention_kernels", "prefill_attention_tile"]
 GEMM = ["tensor_efficiency", "tile_overhead", "dram_bytes_per_s"]
-KERNELS = [*kernels.LINKS, *DECODE_ATTENTION, *PREFILL_ATTENTION, *GEMM]
+EXPERTS = ["expert_efficiency", "expert_tile_overhead", "expert_start_s"]
+KERNELS = [*kernels.LINKS, *DECODE_ATTENTION, *PREFILL_ATTENTION, *GEMM, *EXPERTS]
+EXPERT_STRIDE = 3
+"""One row of the experts' table in so many is taken."""
+NARROWEST = 96
+"""Width of the narrowest slice of an expert that is taken."""
 STEPS = {
     "llama31_8b": ("meta-llama/Meta-Llama-3.1-8B", 1),
     "qwen3_32b": ("Qwen/Qwen3-32B", 2),
@@ -87,6 +96,8 @@ class Source:
     """Its attention kernels in SGLang, as the tables name them."""
     campaign: str | None = None
     """File in `profiles/` with the power of this GPU under load."""
+    version: str = VERSION
+    """Of SGLang."""
     idle_w: float = 0.0
     """Measured with a context loaded, at the highest clock; where power is fitted."""
 
@@ -114,9 +125,11 @@ class Tables:
 
     def _rows(self, family: str, table: str, by: Sequence[str], **only: object) -> Iterator[Any]:
         """Median latency (s) per combination of `by`, of the rows in which each key of `only` has its value."""
-        path = self._folder / family / BACKEND / VERSION / f"{table}_perf.parquet"
+        path = self._folder / family / BACKEND / self._source.version / f"{table}_perf.parquet"
         if not path.is_file():
-            raise UserError(f"{path}: not found; allowed: a GPU whose tables of {BACKEND} {VERSION} are complete")
+            raise UserError(
+                f"{path}: not found; allowed: a GPU whose tables of {BACKEND} {self._source.version} are complete"
+            )
         rows = pd.read_parquet(path)
         for key, value in only.items():
             rows = rows[rows[key] == value]
@@ -181,6 +194,21 @@ class Tables:
             for n, elements, latency in rows
         ]
 
+    def experts(self) -> list[Sample]:
+        """Routed experts in bfloat16, unevenly hit, sliced over GPUs; every second shape of a model is fitted."""
+        keys = ("hidden_size", "inter_size", "topk", "num_experts", "moe_tp_size", "num_tokens")
+        only = {"moe_dtype": "bfloat16", "kernel_source": "sglang_fused_moe_triton", "distribution": "power_law_1.01"}
+        rows = list(self._rows("moe", "moe", keys, **only, moe_ep_size=1))
+        shapes = sorted({tuple(row[:4]) for row in rows})
+        samples = []
+        for hidden, inter, topk, experts, slices, tokens, latency in rows[::EXPERT_STRIDE]:
+            if inter // slices >= NARROWEST:
+                load = ExpertLoad.of(float(tokens * topk), float(experts))
+                kernel = methodcaller("experts", load, int(hidden), int(inter // slices), 2, 2.0)
+                fitted = shapes.index((hidden, inter, topk, experts)) % 2 == 0
+                samples.append(kernel_sample("experts", fitted, latency, kernel))
+        return samples
+
 
 def step_samples(system: str, source: Source) -> list[Sample]:
     """Step latencies that aiconfigurator composes from the tables, all predicted."""
@@ -230,6 +258,7 @@ def calibrate(gpu: GpuSpec, tables: Tables) -> GpuSpec:
         burst = kernels.fit(burst, DECODE_ATTENTION, [(1.0, decode)])
         burst = kernels.fit(burst, PREFILL_ATTENTION, [(1.0, prefill)])
         burst = kernels.fit(burst, GEMM, [(1.0, gemm), (LONG_WEIGHT, [s for s in gemm if s.measured > LONG_S])])
+    burst = kernels.fit(burst, EXPERTS, [(1.0, tables.experts())])
     return burst.but(power_limit_w=gpu.power_limit_w)
 
 
@@ -270,7 +299,8 @@ def run(options: argparse.Namespace) -> int:
     else:
         gpu = scaled_power(gpu, kernels.load_gpu(kernels.CONF / "gpu" / f"{RELATIVE}.yaml"))
     gpu = kernels.rounded(gpu)
-    samples = [*tables.gemm(), *tables.decode_attention(), *tables.prefill_attention(), *tables.all_reduce()]
+    samples = [*tables.gemm(), *tables.decode_attention(), *tables.prefill_attention()]
+    samples += [*tables.all_reduce(), *tables.experts()]
     burst = gpu.but(power_limit_w=UNLIMITED_W)
     lines = kernels.error_lines(burst, [*samples, *step_samples(name, source)])
     lines += power_lines(gpu, engine, rows) if rows else []

@@ -283,6 +283,7 @@ def layer_j(layer: Callable[[GpuSpec], Point], gpu: GpuSpec) -> float:
 
 
 MOST = {
+    "expert_efficiency": 1.0,
     "tensor_efficiency": 1.0,
     "prefill_attention_efficiency": 1.0,
     "attention_efficiency": 1.5,

@@ -83,6 +83,15 @@ class GpuSpec(Section):
     attention_filling: Annotated[float, between(0, 1)] = 1.0
     """Decode attention: how far it loses by a last wave that leaves SMs idle. 1: as blocks that come in waves; 0: not
     at all, as kernels that spread the rest over all SMs."""
+    low_precision_rate: Positive = 1.0
+    """Rate of 8-bit tensor cores over that of 16-bit ones; 1: there are none, 8-bit weights only save traffic."""
+    expert_efficiency: Share = 0.4051
+    """Share of the tensor peak that the grouped GEMMs of a mixture of experts reach with large tiles. This default and
+    the two below are the A100's, fitted as docs/catalogue.md tells; other GPUs have their own."""
+    expert_tile_overhead: NonNegative = 37.5
+    """Their slow-down by tiles of few rows: ``1 + expert_tile_overhead * (1/rows - 1/128)``."""
+    expert_start_s: NonNegative = 3.866e-05
+    """What sorting tokens by experts, starting the kernels and adding up the answers takes whatever the load."""
     prefill_attention_efficiency: Share
     """Prefill attention: share of the tensor peak."""
     prefill_attention_kernels: NonNegative = 3.0

@@ -7,11 +7,14 @@ memory bandwidth, and a start-up time that no clock changes.
 import math
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import NamedTuple
 
 from voltana.sim.plant.gpu import GpuSpec, smooth_max
 
 TILES = ((64, 64), (128, 64), (128, 128), (128, 256), (256, 128))
 """Output tiles that GEMM libraries choose from on this generation of GPUs."""
+EXPERT_TILES = (16, 32, 64, 128)
+"""Rows of a tile in the grouped GEMMs of experts (SGLang's fused Triton kernel)."""
 ATTENTION_KERNELS = 3
 """Decode attention: preparation, attention over the KV splits, their reduction."""
 
@@ -51,6 +54,28 @@ def gemm_waves(rows: int, columns: int, sm_count: int, tile_overhead: float) -> 
     )
 
 
+class ExpertLoad(NamedTuple):
+    """What routing brings to the experts of one GPU."""
+
+    pairs: float
+    """(Token, expert) pairs."""
+    hit: float
+    """Experts that at least one of them goes to."""
+
+    @classmethod
+    def of(cls, pairs: float, experts: float) -> "ExpertLoad":
+        """So many pairs thrown at so many experts: ``e (1 - (1 - 1/e)^pairs)`` are hit."""
+        return cls(pairs, experts * -math.expm1(pairs * math.log1p(-1.0 / experts)) if experts > 1.0 else 1.0)
+
+    def tile_rows(self, overhead: float) -> float:
+        """Rows that are computed: each expert's in whole tiles, tiles of few rows being slower."""
+        rows = self.pairs / self.hit
+        return min(
+            self.hit * math.ceil(rows / high) * high * (1.0 + overhead * (1.0 / high - 1.0 / EXPERT_TILES[-1]))
+            for high in EXPERT_TILES
+        )
+
+
 class Operators:
     """The kernels of one GPU at one clock; `slowdown` stretches what the SM clock drives (1: as profiled).
 
@@ -70,16 +95,50 @@ class Operators:
         active = math.hypot(self.gpu.tensor_w * tensor_s, self.gpu.stream_w * memory_s)
         return Work(seconds, active, self.gpu.dram_j_per_byte * moved)
 
-    def gemm(self, rows: int, columns: int, depth: int, dtype_bytes: int) -> Work:
-        """(rows x depth) times (depth x columns), weights read from DRAM."""
+    def gemm(self, rows: int, columns: int, depth: int, dtype_bytes: int, weight_bytes: float | None = None) -> Work:
+        """(rows x depth) times (depth x columns), weights read from DRAM; `weight_bytes` each, if not `dtype_bytes`."""
         gpu = self.gpu
-        moved = dtype_bytes * (columns * depth + rows * depth + rows * columns)
-        memory_s = moved / self.bandwidth
+        moved: float = dtype_bytes * (columns * depth + rows * depth + rows * columns)
         full_rate = self.flops * gpu.tensor_efficiency
+        if weight_bytes is not None and weight_bytes != dtype_bytes:
+            moved += (weight_bytes - dtype_bytes) * columns * depth
+            full_rate *= self._rate(weight_bytes)
+        memory_s = moved / self.bandwidth
         waves = gemm_waves(rows, columns, gpu.sm_count, gpu.tile_overhead)
         compute_s = waves * gpu.sm_count * 2 * 4096 * depth / full_rate
         useful_s = 2.0 * rows * columns * depth / full_rate
         return self._work(smooth_max(compute_s, memory_s) + gpu.kernel_s, useful_s, memory_s, moved)
+
+    def _rate(self, weight_bytes: float) -> float:
+        """Rate of the tensor cores over that of 16 bit: only fp8 weights meet fp8 activations."""
+        return self.gpu.low_precision_rate if weight_bytes == 1.0 else 1.0
+
+    def experts(self, load: "ExpertLoad", hidden: int, width: int, dtype_bytes: int, weight_bytes: float) -> Work:
+        """The grouped GEMMs of routed experts: gate and up, activation, down, and the sum over a token's experts.
+
+        The weights of every expert that a token hits are read; each expert's rows fill whole tiles, of the size that
+        is done first.
+
+        Args:
+            load: what comes to this GPU.
+            hidden, width: of an expert on this GPU.
+            dtype_bytes, weight_bytes: of an activation and of a weight.
+        """
+        gpu = self.gpu
+        weights = 3.0 * load.hit * hidden * width * weight_bytes
+        moved = load.pairs * (2.0 * hidden + 3.0 * width) * dtype_bytes
+        full_rate = self.flops * gpu.expert_efficiency * self._rate(weight_bytes)
+        each = 6.0 * hidden * width / full_rate
+        computed_s = load.tile_rows(gpu.expert_tile_overhead) * each
+        weights_s, moved_s = weights / self.bandwidth, moved / self.bandwidth
+        seconds = smooth_max(computed_s, weights_s) + moved_s + gpu.expert_start_s
+        return self._work(seconds, load.pairs * each, weights_s + moved_s, weights + moved)
+
+    def all_to_all(self, gpus: int, size: float) -> Work:
+        """Exchange `size` bytes that each GPU has, spread evenly over all of the group."""
+        if gpus == 1:
+            return Work()
+        return Work(self.gpu.link_latency_s + (gpus - 1) / gpus * size / self.gpu.link_bytes_per_s)
 
     def elementwise(self, moved: float, kernels: int = 1) -> Work:
         """Kernels that only read and write `moved` bytes: norms, activations, rotary embedding, KV store."""

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator
 from functools import partial
+from itertools import pairwise
 from typing import NamedTuple
 
 from voltana.errors import UserError
@@ -67,6 +68,7 @@ class Plant:
         self.kv_bytes_per_token = model.kv_bytes_per_token()
         self.kv_capacity_tokens = self._capacity()
         self._transformer = Transformer(model)
+        self._forms = _attention_forms(model.window)
         self._clocks = gpu.clocks()
         self._limit_w = model.tp * gpu.power_limit_w
         self._last_clock = self._last_decode_clock = 0.0
@@ -78,12 +80,13 @@ class Plant:
 
     def _capacity(self) -> int:
         memory = self.engine.mem_fraction * self.gpu.memory_gib * 2**30 * self.model.tp
-        room = memory - self.model.parameters() * self.model.dtype_bytes
+        room = memory - self.model.weights_size_bytes()
         if room < self.kv_bytes_per_token:
-            need = self.model.parameters() * self.model.dtype_bytes / 2**30
+            need = self.model.weights_size_bytes() / 2**30
+            least = gpus_needed(self.gpu, self.model, self.engine)
             raise UserError(
                 f"model.tp: found {self.model.tp}, whose GPUs hold {memory / 2**30:.0f} GiB; "
-                f"allowed: enough GPUs for {need:.0f} GiB of weights and a KV cache"
+                f"allowed: enough GPUs for {need:.0f} GiB of weights and a KV cache, at least {least}"
             )
         return int(room / self.kv_bytes_per_token)
 
@@ -110,6 +113,7 @@ class Plant:
         host_s = self.engine.host_prefill_s + requests * self.engine.host_request_s
         rows = -(-tokens // 16) * 16 if tokens > 64 else tokens
         heads = -(-requests // 64) * 64
+        token_pairs = self._transformer.attended_pairs(tokens, token_pairs)
 
         def run(clock: float) -> tuple[float, float]:
             line = self._prefill_lines.get((rows, heads, clock)) or self._prefill_line(rows, heads, clock)
@@ -128,7 +132,7 @@ class Plant:
             ops = self._prefill_ops[clock] = Operators(self.gpu, clock, engine.prefill_slowdown, eager=True)
         block = (net.attention_block(ops, rows) + net.prefill_attention_tokens(ops, rows)) * layers
         floor_s = layers * engine.eager_launch_s * net.attention_launches
-        forward = net.feed_forward(ops, rows).stretched(engine.eager_launch_s * net.feed_forward_launches) * layers
+        forward = net.all_feed_forward(ops, rows, engine.eager_launch_s)
         head = net.head(ops, requests)
         pair = net.prefill_attention_pair(ops) * layers
         line = self._prefill_lines[rows, requests, clock] = _PrefillLine(
@@ -195,19 +199,19 @@ class Plant:
 
         The batch is padded for everything but attention, whose padded rows have no context.
         """
-        layers, net, activity = self.model.layers, self._transformer, self.engine.decode_activity
+        net, activity = self._transformer, self.engine.decode_activity
         ops, block, rest, floor_s = self._decode_base(batch_size, clock)
         idle_w = self.idle_power_w(clock)
 
         def point(context: float, waits: bool) -> Point:
-            attention = (block + net.decode_attention(ops, batch_size, context)) * layers
+            attention = net.all_decode_attention(ops, block, batch_size, context)
             seconds = (floor_s if waits else attention.seconds) + rest.seconds
             return Point(seconds, self._dynamic_j(clock, attention + rest, activity) + idle_w * seconds, clock)
 
-        for low, high, end in ((0.0, SHORT, SHORT), (SHORT, LONG, LONG), (LONG, 2 * LONG, math.inf)):
+        for low, high, end in self._forms:
             start, stop, valid_to = batch_size * low, batch_size * high, batch_size * end
             busy = decode.through(start, point(low, False), stop, point(high, False), valid_to)
-            busy_from = (floor_s + rest.seconds - busy.t0) / busy.t1
+            busy_from = _reaches(busy, floor_s + rest.seconds)
             if busy_from > start:
                 waiting = decode.through(start, point(low, True), stop, point(high, True), valid_to)
                 yield waiting._replace(end=min(busy_from, valid_to))
@@ -222,8 +226,30 @@ class Plant:
         if base is None:
             launch_s = 0.0 if captured else engine.eager_launch_s
             ops = Operators(self.gpu, clock, engine.decode_slowdown)
-            forward = net.feed_forward(ops, rows).stretched(launch_s * net.feed_forward_launches) * layers
+            forward = net.all_feed_forward(ops, rows, launch_s)
             rest = forward + net.head(ops, rows) + Work(engine.host_decode_s)
             base = ops, net.attention_block(ops, rows), rest, layers * launch_s * net.attention_launches
             self._decode_bases[rows, captured, clock] = base
         return base
+
+
+def _attention_forms(window: int) -> tuple[tuple[float, float, float], ...]:
+    """Ranges of context in which decode attention is one line: two points of it, and where it ends."""
+    ends = sorted({SHORT, LONG, float(window)} - {0.0})
+    ranges = [(low, high, high) for low, high in pairwise([0.0, *ends])]
+    return (*ranges, (ends[-1], 2.0 * ends[-1], math.inf))
+
+
+def _reaches(piece: Piece, seconds: float) -> float:
+    """From how many KV tokens on a piece takes at least so long; minus or plus infinity if that does not change."""
+    if piece.t1 > 0.0:
+        return (seconds - piece.t0) / piece.t1
+    return -math.inf if piece.t0 >= seconds else math.inf
+
+
+def gpus_needed(gpu: GpuSpec, model: ModelSpec, engine: EngineSpec) -> int:
+    """GPUs of the smallest group, a power of two, that holds the weights and a KV cache."""
+    tp = 1
+    while engine.mem_fraction * gpu.memory_gib * 2**30 * tp <= model.weights_size_bytes() + model.kv_bytes_per_token():
+        tp *= 2
+    return tp

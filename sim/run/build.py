@@ -7,6 +7,7 @@ from pathlib import Path
 
 from voltana.app.bundle import Offers, build_bundle
 from voltana.app.serving import DecodeLimits
+from voltana.errors import UserError
 from voltana.prediction.cache import load_predictor, predictor_file
 from voltana.prediction.ecopred import EcoPred
 from voltana.sim.plant import Plant
@@ -30,6 +31,8 @@ class RunBuilder:
     def __init__(self, config: SimConfig) -> None:
         self._config = config
         self.plant = build_plant(config)
+        if config.bound and (self.plant.model.experts or self.plant.model.window):
+            raise UserError("bound: found true, allowed: false for mixtures of experts and sliding windows")
         self.slo = config.slo.objectives
         self.predictor_file: Path | None = None
         """What the predictor was read from, if a policy asked for one."""

@@ -20,9 +20,19 @@ from voltana.errors import UserError
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
+WIDE = 180
+"""Columns of a list, whatever the terminal has: it is to be read, searched and cut."""
+
 
 def simulate() -> None:
-    """voltana-sim: one simulated run, or a sweep with -m."""
+    """voltana-sim: one simulated run, or a sweep with -m; `--gpus` and `--models` list what there is."""
+    asked = [word for word in sys.argv[1:] if word in ("--gpus", "--models")]
+    if asked:
+        from voltana.sim.run.listing import listing
+
+        for word in asked:
+            plain_console(width=WIDE).print(listing(word))
+        return
     sim_command(_simulate, program="voltana-sim", known=_known_run)
 
 

@@ -257,10 +257,10 @@ def decode_costs(plant: Plant, most_requests: int) -> DecodeCosts:
         for batch in range(1, most_requests + 1):
             rows = engine.padded(batch)
             if rows not in bases:
-                layer = net.attention_block(ops, rows) + net.feed_forward(ops, rows)
-                bases[rows] = layer * model.layers + net.head(ops, rows) + Work(engine.host_decode_s)
+                blocks = net.attention_block(ops, rows) * model.layers + net.all_feed_forward(ops, rows, 0.0)
+                bases[rows] = blocks + net.head(ops, rows) + Work(engine.host_decode_s)
             for knot, context in enumerate(KNOTS):
-                work = bases[rows] + net.decode_attention(ops, batch, context) * model.layers
+                work = bases[rows] + net.all_decode_attention(ops, Work(), batch, context)
                 dynamic_j = scale * (gpu.dynamic_scale(clock) * work.active_ws + work.dram_j)
                 table[batch - 1, column, knot] = work.seconds, dynamic_j
     idle_w = np.array([plant.idle_power_w(clock) - plant.idle_power_w(clocks[0]) for clock in clocks])

@@ -19,6 +19,11 @@ def resolve(config: DictConfig) -> dict[str, Any]:
     """The configuration of a run as plain values, without `NOT_OF_THE_RUN`, and with its clocks in MHz."""
     values = OmegaConf.to_container(without_hydra(config), resolve=True)
     assert isinstance(values, dict)
+    model = values.get("model")
+    if isinstance(model, dict) and "path" in model:
+        from voltana.app.huggingface import from_path
+
+        values["model"] = from_path(model)
     gpu = values.get("gpu", {})
     words = ("policy", "profile") if isinstance(gpu, dict) else ()
     return {
@@ -36,8 +41,10 @@ def without_hydra(config: DictConfig) -> DictConfig:
 
 
 def repeats(config: DictConfig) -> bool:
-    """Whether the values of a configuration depend on nothing beside it: no time, no environment, no other run."""
+    """Whether the values of a configuration depend on nothing beside it: no time, environment, file or other run."""
     own = without_hydra(config)
+    if OmegaConf.select(own, "model.path") is not None:
+        return False
     used = set(re.findall(r"\$\{\s*([\w.]+)\s*:", json.dumps(OmegaConf.to_container(own))))
     return config.get("replay") is None and used <= _RESOLVERS and not OmegaConf.missing_keys(own)
 

@@ -14,6 +14,7 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
+from voltana.errors import UserError
 from voltana.live.profiling.cells import Cell
 from voltana.sim.plant import ModelSpec
 
@@ -37,7 +38,15 @@ class Shapes(NamedTuple):
 
     @classmethod
     def of(cls, model: ModelSpec) -> Shapes:
-        """The share of one GPU of `model.tp`; what does not divide is rounded up, as the largest share would be."""
+        """The share of one GPU of `model.tp`; what does not divide is rounded up, as the largest share would be.
+
+        Raises:
+            UserError: the model has experts, a window, or other weights than its activations.
+        """
+        if model.experts or model.window or model.layer_bytes != model.dtype_bytes:
+            raise UserError(
+                f"model: found {model.name}, allowed with profile.source=torch: dense, full attention, bf16"
+            )
         return cls(
             model.hidden,
             model.gpu_heads,

@@ -10,7 +10,7 @@ import pytest
 
 from voltana.sim.calibration import catalogue, kernels, served
 from voltana.sim.plant import EngineSpec, GpuSpec
-from voltana.sim.plant.operators import Operators
+from voltana.sim.plant.operators import ExpertLoad, Operators
 
 ROOT = Path(__file__).parents[3]
 LINE = re.compile(r"^# \| (?P<group>[^|]+) \| (?P<fitted>[^|]+) \| (?P<predicted>[^|]+) \|$", re.MULTILINE)
@@ -93,6 +93,13 @@ def made_tables(folder: Path, gpu: GpuSpec) -> None:
          "latency": 1e3 * ops.all_reduce(n, 2.0 * s).seconds}
         for n in (2, 4, 8) for s in (2**10, 2**16, 2**22, 2**26)
     ]))  # fmt: skip
+    mixture = {"moe_dtype": "bfloat16", "kernel_source": "sglang_fused_moe_triton", "distribution": "power_law_1.01"}
+    write(folder, "moe", "moe", pd.DataFrame([
+        {**mixture, "moe_ep_size": 1, "hidden_size": 2048, "inter_size": inter, "topk": 8, "num_experts": 128,
+         "moe_tp_size": slices, "num_tokens": tokens,
+         "latency": 1e3 * ops.experts(ExpertLoad.of(8.0 * tokens, 128.0), 2048, inter // slices, 2, 2.0).seconds}
+        for inter in (768, 1536) for slices in (1, 2, 4) for tokens in (1, 8, 64, 512, 4096, 16384)
+    ]))  # fmt: skip
 
 
 @pytest.mark.slow
@@ -105,7 +112,13 @@ def test_a_fit_finds_the_constants_that_made_the_tables(tmp_path: Path, monkeypa
     made_tables(tmp_path, truth)
     tables = catalogue.Tables(tmp_path, catalogue.GPUS["h100_sxm"], shipped.dram_bytes_per_s)
     found = catalogue.calibrate(shipped, tables)
-    for key in ("dram_bytes_per_s", "tensor_efficiency", "link_bytes_per_s", "prefill_attention_efficiency"):
+    for key in (
+        "dram_bytes_per_s",
+        "tensor_efficiency",
+        "link_bytes_per_s",
+        "prefill_attention_efficiency",
+        "expert_start_s",
+    ):
         assert getattr(found, key) == pytest.approx(getattr(truth, key), rel=0.03), key
     errors = kernels.error_lines(
         found.but(power_limit_w=catalogue.UNLIMITED_W), [*tables.gemm(), *tables.decode_attention()]

@@ -118,6 +118,16 @@ def test_routers_that_choose_at_arrival(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("model", ["qwen3_30b_a3b", "gpt_oss_120b"])
+@pytest.mark.parametrize("policy", ["voltana", "voltana_next"])
+def test_mixtures_of_experts_on_another_gpu(both: Callable[..., list[RunRecord]], model: str, policy: str) -> None:
+    load = ("trace=sharegpt", "rps=20", "requests=60", "slo.itl_ms=16")
+    reference, fast = both("gpu=h100_sxm", f"model={model}", f"policy={policy}", *load)
+    assert reference.summary["requests"]["completed"] == 60
+    assert_same(reference, fast)
+
+
+@pytest.mark.slow
 def test_answers_of_one_token_leave_an_idle_instance_idle(both: Callable[..., list[RunRecord]], tmp_path: Path) -> None:
     trace = tmp_path / "trace.csv"
     rows = [(0.0, 900, 40), *((1.0 + 1.7 * i, 50, 1) for i in range(8)), (16.0, 900, 40)]

@@ -8,13 +8,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from voltana.section import parse
-from voltana.sim.calibration.kernels import load_gpu
+from voltana.sim.calibration.kernels import load_gpu, load_model
 from voltana.sim.plant import EngineSpec, GpuSpec, ModelSpec, Plant
 
 CONF = Path(__file__).parents[3] / "conf"
 GPU = load_gpu()
 LLAMA = parse(ModelSpec, yaml.safe_load((CONF / "model" / "llama31_8b.yaml").read_text()), "model")
 CATALOGUE = ("h100_sxm", "h200_sxm", "b200_sxm")
+MODELS = ("qwen3_30b_a3b", "mixtral_8x7b", "gpt_oss_120b", "llama33_70b", "qwen3_8b")
 CLOCKS = st.integers(0, 10_000)
 EXACT = 1.0 + 1e-9
 CHORD = 1.003
@@ -33,6 +34,8 @@ def clock_of(p: Plant, drawn: int) -> int:
 
 @lru_cache
 def plant(kind: int) -> Plant:
+    if kind > 3 + len(CATALOGUE):
+        return Plant(shipped("h100_sxm"), load_model(MODELS[kind - 4 - len(CATALOGUE)]), EngineSpec())
     if kind > 3:
         return Plant(shipped(CATALOGUE[kind - 4]), LLAMA, EngineSpec())
     model = LLAMA.but(tp=2) if kind == 1 else LLAMA
@@ -45,7 +48,7 @@ def plant(kind: int) -> Plant:
     return Plant(GPU, model, engines[kind])
 
 
-PLANTS = st.integers(0, 3 + len(CATALOGUE)).map(plant)
+PLANTS = st.integers(0, 3 + len(CATALOGUE) + len(MODELS)).map(plant)
 
 
 @settings(max_examples=150, deadline=None)

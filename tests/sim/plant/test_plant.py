@@ -28,7 +28,7 @@ def whole(n: int) -> float:
     return n * (n + 1) / 2
 
 
-@pytest.mark.parametrize("name", [path.stem for path in sorted((CONF / "model").glob("*.yaml"))])
+@pytest.mark.parametrize("name", [path.stem for path in sorted((CONF / "model").glob("*.yaml")) if path.stem != "hf"])
 def test_every_shipped_model_runs_from_its_architecture(name: str) -> None:
     plant = Plant(GPU, parse(ModelSpec, section("model", name), "model"), EngineSpec())
     assert plant.kv_capacity_tokens > 100_000
