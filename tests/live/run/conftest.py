@@ -53,7 +53,7 @@ class Started:
             start_new_session=True,
         )
 
-    def says(self, text: str, within_s: float = 60.0) -> None:
+    def says(self, text: str, within_s: float = 180.0) -> None:
         """Wait until it has printed a text."""
         until_s = time.monotonic() + within_s
         while text not in self.output:
@@ -93,7 +93,7 @@ class Started:
         assert len(found) == 1, self.children
         return found[0]
 
-    def end(self, within_s: float = 90.0) -> Ended:
+    def end(self, within_s: float = 300.0) -> Ended:
         """Wait for its end."""
         status = self._process.wait(within_s)
         return Ended(status, self.output, self.folder)
