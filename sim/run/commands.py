@@ -28,6 +28,7 @@ def simulate() -> None:
     """voltana-sim: one simulated run, or a sweep with -m; `--gpus` and `--models` list what there is."""
     asked = [word for word in sys.argv[1:] if word in ("--gpus", "--models")]
     if asked:
+        from voltana.app.terminal import plain_console
         from voltana.sim.run.listing import listing
 
         for word in asked:
