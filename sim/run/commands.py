@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from voltana.app.cli import hydra_command
 from voltana.app.extras import require
-from voltana.app.terminal import plain_console, short
+from voltana.app.terminal import short
 from voltana.errors import UserError
 
 if TYPE_CHECKING:
