@@ -82,9 +82,11 @@ def _plot(config: DictConfig) -> None:
 def _report(config: DictConfig) -> None:
     from voltana.analysis.page.write import Options, write_report
     from voltana.analysis.runs import folders_of, load_runs
+    from voltana.analysis.trackers import track, tracker_option
 
     values = _options(config)
-    runs, out = folders_of(values.pop("runs")), Path(str(values.pop("out")))
+    folders, out = folders_of(values.pop("runs")), Path(str(values.pop("out")))
+    tracker = tracker_option(values.pop("tracker"))
     for key in ("details", "timelines"):
         if isinstance(values[key], bool) or not isinstance(values[key], int) or values[key] < 0:
             raise UserError(f"{key}: found {values[key]!r}, allowed: a whole number from 0")
@@ -92,7 +94,10 @@ def _report(config: DictConfig) -> None:
         values[key] = None if values[key] is None else str(values[key])
     if out.suffix not in (".html", ".htm"):
         raise UserError(f"out: found {out}, allowed: a path that ends in .html")
-    write_report(load_runs(runs), out, Options(**values))
+    runs = load_runs(folders)
+    write_report(runs, out, Options(**values))
+    if tracker is not None:
+        print(track(tracker, runs, out))
     print(f"Wrote {out}: open it in a browser")
 
 

@@ -10,6 +10,8 @@ MODULES = {
     "catalogue": ("aiconfigurator_core",),
     "live": ("httptools", "msgspec", "pynvml", "uvloop", "zmq"),
     "profile": ("torch",),
+    "wandb": ("wandb",),
+    "mlflow": ("mlflow",),
 }
 """What each extra of pyproject.toml brings."""
 
