@@ -81,7 +81,7 @@ def test_what_needs_an_extra_says_so_in_one_line(tmp_path: Path) -> None:
 def test_live_is_light_and_torch_an_extra_of_its_own() -> None:
     optional = project()["optional-dependencies"]
     names = {extra: {line.partition(">")[0] for line in lines} for extra, lines in optional.items()}
-    assert names["live"] == {"httptools", "msgspec", "nvidia-ml-py", "pyzmq", "uvloop"}
+    assert names["live"] == {"httptools", "msgspec", "nvidia-ml-py", "packaging", "pyzmq", "uvloop"}
     assert "torch" in names["profile"] and "torch" not in names["dev"]
     assert set(names) == {*extras.MODULES, "dev"}
 
