@@ -15,10 +15,12 @@ SGLANG ?= .venv-sglang
 SGLANG_ROUTER ?= .venv-sglang-router
 CLIENTS ?= .venv-clients
 LAUNCHERS ?= .venv-launchers
+COMPILED ?= .venv-compiled
+PEERS ?= .venv-peers
 VERSIONS ?= newest
 SOURCES ?= .venv-sglang-sources
 
-.PHONY: demo paper live-demo parity test test-fast test-torch test-live test-sources test-clients test-launchers stress lint types check bench sglang clean
+.PHONY: demo paper live-demo parity test test-fast test-torch test-live test-sources test-clients test-launchers test-compiled wheel stress lint types check bench bench-peers sglang clean
 
 demo: $(READY)  ## sweep the paper's policies over request rates, compare, draw, report
 	$(BIN)/voltana-sim -m model=llama31_8b trace=sharegpt policy=static_max,static_1005,voltana rps=$(RATES) \
@@ -77,6 +79,12 @@ test-clients: $(DEV) $(CLIENTS)/.ready  ## others' clients and load generators, 
 test-launchers: $(DEV) $(LAUNCHERS)/.ready  ## sweeps by Hydra's other launchers and by Optuna's sweeper
 	VOLTANA_LAUNCHERS=$(LAUNCHERS) $(BIN)/python -m pytest -n 2 tests/launchers
 
+wheel: $(READY)  ## a compiled wheel in dist/; pure Python where there is no C compiler
+	VOLTANA_COMPILED=1 $(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir dist .
+
+test-compiled: $(DEV)  ## builds a compiled wheel, and runs the laws of the engines and the policies on it
+	$(BIN)/python -m tests.compiled $(COMPILED)
+
 stress: $(DEV)  ## minutes of broken requests, killed and stopped processes, too few file descriptors; prints what it tried
 	$(BIN)/python -m tests.stress.router
 	$(BIN)/python -m tests.stress.clocks
@@ -93,6 +101,9 @@ types: $(DEV)
 
 bench: $(READY)  ## how fast the simulator is
 	$(BIN)/python -m tests.bench.simulator
+
+bench-peers: $(DEV)  ## how fast others are at the same work, side by side
+	$(BIN)/python -m tests.bench.peers $(PEERS)
 
 check: lint types test
 
@@ -128,4 +139,4 @@ $(LAUNCHERS)/.ready: pyproject.toml constraints.txt  # hydra-optuna-sweeper want
 	@touch $@
 
 clean:
-	rm -rf $(VENV) $(SGLANG) $(SGLANG_ROUTER) $(CLIENTS) $(LAUNCHERS) $(SOURCES) outputs build *.egg-info
+	rm -rf $(VENV) $(SGLANG) $(SGLANG_ROUTER) $(CLIENTS) $(LAUNCHERS) $(SOURCES) $(COMPILED) $(PEERS) outputs build dist *.egg-info

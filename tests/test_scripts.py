@@ -87,4 +87,4 @@ def test_every_script_tells_the_version(
     module, _, function = SETTINGS["project"]["scripts"][name].partition(":")
     with suppress(SystemExit):
         getattr(import_module(module), function)()
-    assert capsys.readouterr().out == f"{name} {voltana.__version__}\n"
+    assert capsys.readouterr().out == f"{name} {voltana.__version__} (pure Python)\n"

@@ -6,11 +6,14 @@ compare from Python: `simulate`, `load`, `compare` (`voltana.api`), which are im
 
 from typing import TYPE_CHECKING, Any
 
+from voltana.compiled import obey as _obey
+
 if TYPE_CHECKING:
     from voltana.api import Record, Records, UserError, compare, load, simulate
 
 __all__ = ["Record", "Records", "UserError", "compare", "load", "simulate"]
 __version__ = "0.1.0"
+_obey()
 
 
 def __getattr__(name: str) -> Any:

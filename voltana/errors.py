@@ -5,7 +5,7 @@ from __future__ import annotations
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
-from types import TracebackType
+from types import FrameType, TracebackType
 
 
 class UserError(Exception):
@@ -72,7 +72,7 @@ def own_traceback(error: BaseException, *above: str) -> str:
 
     Args:
         error: as it was caught.
-        above: files whose frames lead to the policy's code: those of the callers.
+        above: modules whose frames lead to the policy's code: those of the callers.
     """
     return "".join(traceback.format_exception(type(error), error, _below(error.__traceback__, above)))
 
@@ -89,13 +89,15 @@ def told(error: BaseException, *above: str) -> str:
 
 
 def _below(frames: TracebackType | None, above: tuple[str, ...]) -> TracebackType | None:
-    while frames is not None and _leads_to(frames.tb_frame.f_code.co_filename, above):
+    while frames is not None and _leads_to(frames.tb_frame, above):
         frames = frames.tb_next
     return frames
 
 
-def _leads_to(file: str, above: tuple[str, ...]) -> bool:
-    return file in above or file.startswith("<frozen importlib") or file.endswith("/importlib/__init__.py")
+def _leads_to(frame: FrameType, above: tuple[str, ...]) -> bool:
+    file = frame.f_code.co_filename
+    ours = frame.f_globals.get("__name__") in above  # not by its file: a compiled module has another
+    return ours or file.startswith("<frozen importlib") or file.endswith("/importlib/__init__.py")
 
 
 def one_line(text: str) -> str:

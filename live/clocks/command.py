@@ -13,8 +13,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
-import voltana
 from voltana.app.extras import require
+from voltana.compiled import version
 from voltana.errors import UserError
 from voltana.live.clocks import access
 from voltana.live.clocks.access import PROGRAM
@@ -40,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(PROGRAM, description="Own the clocks and power caps of GPUs on behalf of unprivileged clients.")
     add = parser.add_argument
-    add("--version", action="version", version=f"%(prog)s {voltana.__version__}")
+    add("--version", action="version", version=f"%(prog)s {version()}")
     add("--gpus", type=_gpus, help="indices or UUIDs of the GPUs to own, such as 0,1,2,3; no other is ever changed")
     add("--group", help="members of this group may connect, beside root and the user who starts it")
     add("--folder", type=Path, help=f"for socket, lock and note of changes; root's standard is {access.ROOT_FOLDER}")

@@ -12,8 +12,8 @@ from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import voltana
 from voltana.app.extras import require
+from voltana.compiled import version
 from voltana.errors import UserError
 from voltana.live.router.settings import RouterSettings
 from voltana.policies.balancers import RandomRouter, RoundRobin
@@ -62,7 +62,7 @@ def tune_gc() -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="voltana-router", description="P/D router in front of SGLang servers")
-    parser.add_argument("--version", action="version", version=f"%(prog)s {voltana.__version__}")
+    parser.add_argument("--version", action="version", version=f"%(prog)s {version()}")
     parser.add_argument("--prefill", nargs="+", required=True, metavar="URL,BOOTSTRAP_PORT")
     parser.add_argument("--decode", nargs="+", required=True, metavar="URL")
     parser.add_argument("--policy", choices=POLICIES, default="round_robin", help="for decode")

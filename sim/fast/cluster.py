@@ -8,7 +8,7 @@ from functools import partial
 from voltana.sim.fast.actuator import FastActuator
 from voltana.sim.fast.decode import FastDecode
 from voltana.sim.fast.events import Events, Turns
-from voltana.sim.fast.instance import FastInstance
+from voltana.sim.fast.instance import FastInstance, Made
 from voltana.sim.fast.prefill import FastPrefill
 from voltana.sim.serving.flow import RequestFlow, closing_if_interrupted
 from voltana.sim.serving.job import Job
@@ -33,13 +33,13 @@ class FastCluster(RequestFlow[FastInstance]):
     def _instance(self, index: int, meter: Meter, controller: FrequencyController) -> FastInstance:
         """The instance with its actuator, on the host of its GPUs, and its sensor."""
         spec = self._spec
-        shared = self._events, spec.plant, meter, controller, spec.noise(meter.name)
+        of = Made(self._events, spec.plant, meter, controller, spec.noise(meter.name))
         instance: FastInstance
         if meter.totals.phase == "prefill":
-            instance = FastPrefill(*shared, limits=spec.prefill_limits, finished=self._prefilled)
+            instance = FastPrefill(of, limits=spec.prefill_limits, finished=self._prefilled)
         else:
             instance = FastDecode(
-                *shared,
+                of,
                 limits=spec.decode_limits,
                 itl_slo_s=self._recorder.itl_slo_s,
                 gaps=self._recorder.token_gaps,

@@ -13,11 +13,11 @@ from collections import deque
 from collections.abc import Callable
 from heapq import heappop, heappush
 from itertools import count
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from voltana.app.serving import DecodeLimits
 from voltana.dispatch import Standing
-from voltana.sim.fast.instance import FastInstance
+from voltana.sim.fast.instance import FastInstance, Made
 from voltana.sim.plant import Step
 from voltana.sim.serving.job import Job
 from voltana.sim.serving.views import Views, answers
@@ -101,14 +101,15 @@ class FastDecode(FastInstance):
 
     def __init__(
         self,
-        *shared: Any,
+        of: Made,
+        *,
         limits: DecodeLimits,
         itl_slo_s: float,
         gaps: Callable[[int, int], None],
         finished: Callable[[Job], None],
         failed: Callable[[Job], None],
     ) -> None:
-        super().__init__(*shared)
+        super().__init__(of)
         self._limits = limits
         self._itl_slo_s = itl_slo_s
         self._gaps = gaps

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from typing import NamedTuple
 
 from voltana.dispatch import Standing
 from voltana.sim.fast.events import Event, Events
@@ -15,6 +16,16 @@ from voltana.sim.serving.meter import Meter
 from voltana.sim.serving.sensor import PowerSensors
 from voltana.sim.serving.views import View
 from voltana.state import Decision, FrequencyController, LoadSnapshot, Phase, RequestView
+
+
+class Made(NamedTuple):
+    """What an instance is made of, whichever its phase."""
+
+    events: Events
+    plant: Plant
+    meter: Meter
+    controller: FrequencyController
+    noise: Callable[[], float] | None
 
 
 class FastInstance(ABC):
@@ -32,30 +43,23 @@ class FastInstance(ABC):
     publishes = True
     ended: Callable[[], None] | None = None
 
-    def __init__(
-        self,
-        events: Events,
-        plant: Plant,
-        meter: Meter,
-        controller: FrequencyController,
-        noise: Callable[[], float] | None,
-    ) -> None:
-        self.events = events
-        self.plant = plant
-        self.meter = meter
+    def __init__(self, of: Made) -> None:
+        self.events = of.events
+        self.plant = of.plant
+        self.meter = of.meter
         self.clock_mhz = 0
         self.limit_w: float | None = None
         self.commanded = Setting(0)
         self.arrived_requests = 0
         self.arrived_tokens = 0
-        self._decide = controller.decide
-        self._asks = getattr(controller, "reads_load", True)
-        self._view = View(controller)
+        self._decide = of.controller.decide
+        self._asks = getattr(of.controller, "reads_load", True)
+        self._view = View(of.controller)
         self._decision: Decision
         self._told: Standing
         self._iterations = 0
         self._busy_s = 0.0
-        self._noise = noise
+        self._noise = of.noise
         self._stretch = 1.0
         self._idle = False
         self._idle_since_s = 0.0

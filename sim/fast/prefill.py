@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 from voltana.app.serving import PrefillLimits
 from voltana.dispatch import Standing
-from voltana.sim.fast.instance import FastInstance
+from voltana.sim.fast.instance import FastInstance, Made
 from voltana.sim.plant import Step
 from voltana.sim.serving.job import Job
 from voltana.sim.serving.prefill_queue import PrefillQueue
@@ -20,8 +19,8 @@ class FastPrefill(FastInstance):
 
     phase: Phase = "prefill"
 
-    def __init__(self, *shared: Any, limits: PrefillLimits, finished: Callable[[Job], None]) -> None:
-        super().__init__(*shared)
+    def __init__(self, of: Made, *, limits: PrefillLimits, finished: Callable[[Job], None]) -> None:
+        super().__init__(of)
         self._queue = PrefillQueue(limits)
         self._finished = finished
         self._left = 1.0

@@ -15,8 +15,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, NoReturn
 
-import voltana
 from voltana.app.terminal import take_any_text
+from voltana.compiled import version
 from voltana.errors import PolicyError, RunError, UserError, one_line
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ def hydra_command(
         take_any_text()
         words = sys.argv[1:]
         if "--version" in words:
-            print(f"{program} {voltana.__version__}")
+            print(f"{program} {version()}")
             return
         if "--help" in words or "-h" in words:
             from voltana.app.help import help_page

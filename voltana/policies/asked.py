@@ -67,8 +67,8 @@ class _Asked:
         """Of an oracle."""
 
     def _raised(self, when: str, error: BaseException, allowed: str) -> PolicyError:
-        message = f"{self._who} {when} raised {told(error, __file__)}, allowed: {allowed}"
-        return PolicyError.raised(message, error, __file__)
+        message = f"{self._who} {when} raised {told(error, __name__)}, allowed: {allowed}"
+        return PolicyError.raised(message, error, __name__)
 
 
 class AskedController(_Asked):

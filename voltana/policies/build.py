@@ -60,9 +60,9 @@ def build_policy(key: str, config: Mapping[str, Any], offers: Mapping[str, Calla
         raise
     except BaseException as error:
         message = (
-            f"{key}: the constructor of {path} raised {told(error, __file__)}, allowed: one that takes {parameters}"
+            f"{key}: the constructor of {path} raised {told(error, __name__)}, allowed: one that takes {parameters}"
         )
-        raise PolicyError.raised(message, error, __file__) from error
+        raise PolicyError.raised(message, error, __name__) from error
 
 
 def shipped(choice: str, **changes: Any) -> dict[str, Any]:
@@ -95,10 +95,10 @@ def _locate(key: str, path: object) -> Callable[..., Any]:
     except KeyboardInterrupt:
         raise
     except BaseException as error:
-        reason = f"found {path!r}, {allowed} ({told(error, __file__)})"
+        reason = f"found {path!r}, {allowed} ({told(error, __name__)})"
         if _is_not_there(error, module):
             raise PolicyError(f"{key}: {reason}") from error
-        raise PolicyError.raised(f"{key}: {reason}", error, __file__) from error
+        raise PolicyError.raised(f"{key}: {reason}", error, __name__) from error
     if not isinstance(found, type):
         raise PolicyError(f"{key}: found {path!r}, {allowed} (it is a {type(found).__name__})")
     return found

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from voltana.app.config import PlantConfig
 from voltana.errors import UserError
 from voltana.files import cache_folder
-from voltana.prediction import ecopred, fit, profile
+from voltana.prediction import fit, profile
 from voltana.prediction.ecopred import EcoPred
 
 AUTO = "auto"
@@ -68,6 +68,6 @@ def about_plant(config: PlantConfig) -> dict[str, Any]:
 def _content_hash(config: PlantConfig, code: Sequence[Path]) -> str:
     settings = [config.gpu, config.model, config.serving.engine, config.profile.model_dump(mode="json")]
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
-    for path in (*sorted(code), *(Path(str(module.__file__)) for module in (ecopred, fit, profile))):
+    for path in (*sorted(code), *(Path(__file__).with_name(name) for name in ("ecopred.py", "fit.py", "profile.py"))):
         digest.update(path.read_bytes())
     return digest.hexdigest()[:20]

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import voltana
+from voltana.compiled import is_compiled
 from voltana.errors import UserError
 from voltana.record.reader import RunRecord, flatten
 from voltana.record.schema import PROVENANCE
@@ -47,6 +48,7 @@ def provenance(
     return {
         "source": source,
         "voltana": voltana.__version__,
+        "compiled": is_compiled(),
         **_checkout(),
         "python": platform.python_version(),
         "platform": platform.platform(),
