@@ -19,7 +19,7 @@ TESTS = (
     "sim/engines/test_laws.py",
     "sim/engines/test_engines.py",
     "sim/run/test_own_policy.py",
-    "voltana/policies/test_ecofreq.py",
+    "voltana/policies/test_frequency.py",
     "voltana/policies/test_build.py",
 )
 
