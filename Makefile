@@ -82,7 +82,7 @@ test-launchers: $(DEV) $(LAUNCHERS)/.ready  ## sweeps by Hydra's other launchers
 wheel: $(READY)  ## a compiled wheel in dist/; pure Python where there is no C compiler
 	VOLTANA_COMPILED=1 $(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir dist .
 
-test-compiled: $(DEV)  ## builds a compiled wheel, and runs the laws of the engines and the policies on it
+test-compiled: $(DEV)  ## builds a compiled wheel, and runs the laws of the engines on it, compares records
 	$(BIN)/python -m tests.compiled $(COMPILED)
 
 stress: $(DEV)  ## minutes of broken requests, killed and stopped processes, too few file descriptors; prints what it tried

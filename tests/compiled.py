@@ -14,14 +14,7 @@ import venv
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-TESTS = (
-    "test_compiled.py",
-    "sim/engines/test_laws.py",
-    "sim/engines/test_engines.py",
-    "sim/run/test_own_policy.py",
-    "voltana/policies/test_frequency.py",
-    "voltana/policies/test_build.py",
-)
+TESTS = ("test_compiled.py", "sim/engines/test_laws.py")
 
 
 def main() -> int:
