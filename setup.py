@@ -18,8 +18,8 @@ sim/serving/job sim/serving/meter sim/serving/prefill_queue sim/serving/recorder
 """What a simulation spends its time in. All of it is plain typed Python, which mypyc compiles as it stands.
 
 Not here is what mypyc does not compile (models of pydantic, protocols that are looked for at run time), and what plain
-Python may inherit from, which it may not from a compiled class: policies, and what both engines share. Nor what checks the answers of policies, whatever
-their types.
+Python may inherit from, which it may not from a compiled class: policies, and what both engines share. Nor is here what
+checks the answers of policies, whatever their types.
 """
 WANTED = os.environ.get("VOLTANA_COMPILED") == "1"
 NEEDED = ["mypy[mypyc]>=2.4", "numpy>=1.26", "pydantic>=2.6"]
