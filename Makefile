@@ -76,7 +76,7 @@ test-sources: $(DEV)  ## the telemetry plugin against sources of SGLang: the new
 test-clients: $(DEV) $(CLIENTS)/.ready  ## others' clients and load generators, on emulated servers behind the router
 	VOLTANA_CLIENTS=$(CLIENTS) $(BIN)/python -m pytest -n 0 tests/clients --durations=5
 
-test-launchers: $(DEV) $(LAUNCHERS)/.ready  ## sweeps by Hydra's other launchers and by Optuna's sweeper
+test-launchers: $(DEV) $(LAUNCHERS)/.ready  ## sweeps by Hydra's other launchers, Ray among them, and by Optuna's sweeper
 	VOLTANA_LAUNCHERS=$(LAUNCHERS) $(BIN)/python -m pytest -n 2 tests/launchers
 
 wheel: $(READY)  ## a compiled wheel in dist/; pure Python where there is no C compiler
@@ -132,10 +132,12 @@ $(CLIENTS)/.ready:  # guidellm brings torch with it
 	    'openai>=3.57' 'aiperf>=0.13' 'guidellm>=0.8.1' 'torch>=2.5'
 	@touch $@
 
-$(LAUNCHERS)/.ready: pyproject.toml constraints.txt  # hydra-optuna-sweeper wants an Optuna from before 3.0
+# hydra-optuna-sweeper wants an Optuna from before 3.0; what the ray launcher wants beside Ray is for clusters in a cloud.
+$(LAUNCHERS)/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(LAUNCHERS)
 	$(LAUNCHERS)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e . \
-	    'hydra-joblib-launcher>=1.2' 'hydra-submitit-launcher>=1.2' 'hydra-optuna-sweeper>=1.3'
+	    'hydra-joblib-launcher>=1.2' 'hydra-submitit-launcher>=1.2' 'hydra-optuna-sweeper>=1.3' 'ray>=2.60'
+	$(LAUNCHERS)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps 'hydra-ray-launcher>=1.2.2'
 	@touch $@
 
 clean:

@@ -182,8 +182,10 @@ def profile_plant(values: dict[str, Any], out: Path) -> None:
     from voltana.prediction.profile import write_profile
     from voltana.section import parse
     from voltana.sim.plant.build import build_plant
+    from voltana.sim.plant.gpu import GpuSpec
     from voltana.sim.serving import profiling
 
+    parse(GpuSpec, values["gpu"], "gpu")  # first, as the clocks of the profile are shares of its clocks
     checked = parse(PlantConfig, values)
     samples = profiling.profile_plant(build_plant(checked), checked.profile)
     write_profile(out, samples)

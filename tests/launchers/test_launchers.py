@@ -24,7 +24,7 @@ def sim(folder: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300)
 
 
-@pytest.mark.parametrize("launcher", ["joblib", "submitit_local"])
+@pytest.mark.parametrize("launcher", ["joblib", "submitit_local", "ray"])
 def test_other_launchers_go_on_where_they_stopped_and_lose_no_run(launcher: str, tmp_path: Path) -> None:
     first = sim(tmp_path, f"hydra/launcher={launcher}", "rps=10,20")
     assert first.returncode == 0, first.stderr
