@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -37,6 +38,25 @@ def yaml_text(values: Any) -> str:
     import yaml
 
     return str(yaml.dump(values, Dumper=getattr(yaml, "CSafeDumper", yaml.SafeDumper), sort_keys=True))
+
+
+def read_json_object(path: Path, allowed: str) -> dict[str, Any]:
+    """The object in a JSON file.
+
+    Args:
+        path: the file.
+        allowed: what it should be, for the error.
+
+    Raises:
+        UserError: it cannot be read, or holds something else.
+    """
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: {error}; allowed: {allowed}") from error
+    if not isinstance(found, dict):
+        raise UserError(f"{path}: found {type(found).__name__}, allowed: {allowed}")
+    return found
 
 
 @contextmanager

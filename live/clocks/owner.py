@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import logging
 import os
 import signal
@@ -22,6 +21,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from voltana.errors import UserError
+from voltana.files import read_json_object
 from voltana.live.clocks import access
 from voltana.live.clocks.absent import AbsentDriver
 from voltana.live.clocks.access import PROGRAM
@@ -180,7 +180,9 @@ def _stop_event(stop_on_eof: bool) -> asyncio.Event:
 
 def _driver(options: argparse.Namespace, folder: Path) -> Driver:
     if options.simulate:
-        return SimulatedDriver.of(_read_settings(options.simulate), host=str(folder))
+        return SimulatedDriver.of(
+            read_json_object(options.simulate, "JSON with gpu, model, engine, gpus"), host=str(folder)
+        )
     try:
         return NvmlDriver()
     except UserError as error:
@@ -188,16 +190,6 @@ def _driver(options: argparse.Namespace, folder: Path) -> Driver:
             raise
         log.warning("%s: power and energy will be unknown", error)
         return AbsentDriver()
-
-
-def _read_settings(path: Path) -> dict[str, object]:
-    try:
-        settings = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read ({error}); allowed: JSON with gpu, model, engine, gpus") from error
-    if not isinstance(settings, dict):
-        raise UserError(f"{path}: found a {type(settings).__name__}; allowed: an object with gpu, model, engine, gpus")
-    return settings
 
 
 def _open(driver: Driver, gpus: Sequence[int | str]) -> list[GpuDevice]:

@@ -26,7 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from voltana.errors import UserError
-from voltana.files import write_whole
+from voltana.files import read_json_object, write_whole
 from voltana.record import COMPLETED, RunRecord
 from voltana.sim.run.simulate import simulate
 from voltana.sim.studies.published import ADAPTIVE, PROCESSES, Cell, Point, busy_energy_j, configuration, read_panels
@@ -88,7 +88,9 @@ class Notes:
 
     def __init__(self, path: Path | None, name: str) -> None:
         self._path, self._name = path, name
-        self._kept: dict[str, Any] = read_json(path) if path is not None and path.exists() else {}
+        self._kept: dict[str, Any] = (
+            read_json_object(path, "a file written by --notes") if path is not None and path.exists() else {}
+        )
         mine = self._kept.get(name, {})
         self.constants: dict[str, float] | None = mine.get("constants")
         """The best so far; None: not begun."""
@@ -118,21 +120,6 @@ class Notes:
         if self._path is not None and self.constants is not None:
             self._kept[self._name] = {"constants": self.constants, "rounds": self.rounds}
             write_whole(self._path, json.dumps(self._kept, indent=1))
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The notes of earlier fits.
-
-    Raises:
-        UserError: it is not such a file.
-    """
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: {error}, allowed: a file written by --notes") from error
-    if not isinstance(found, dict):
-        raise UserError(f"{path}: found {type(found).__name__}, allowed: a file written by --notes")
-    return found
 
 
 def run(point: Point, constants: Mapping[str, float]) -> Outcome:

@@ -98,7 +98,7 @@ class Operators:
     def gemm(self, rows: int, columns: int, depth: int, dtype_bytes: int, weight_bytes: float | None = None) -> Work:
         """(rows x depth) times (depth x columns), weights read from DRAM; `weight_bytes` each, if not `dtype_bytes`."""
         gpu = self.gpu
-        moved: float = dtype_bytes * (columns * depth + rows * depth + rows * columns)
+        moved = float(dtype_bytes * (columns * depth + rows * depth + rows * columns))
         full_rate = self.flops * gpu.tensor_efficiency
         if weight_bytes is not None and weight_bytes != dtype_bytes:
             moved += (weight_bytes - dtype_bytes) * columns * depth

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from voltana.errors import UserError
+from voltana.files import read_json_object
 
 MODELLED = (
     "gemma",
@@ -56,12 +57,7 @@ def from_path(section: Mapping[str, Any]) -> dict[str, Any]:
             f"model.path: found {path!r}, allowed: a folder, a config.json, or the id of a model on the hub"
         )
     file = _file(path)
-    try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{file}: {error}; allowed: the config.json of a model") from error
-    if not isinstance(config, dict):
-        raise UserError(f"{file}: found {type(config).__name__}, allowed: the config.json of a model")
+    config = read_json_object(file, "the config.json of a model")
     name = file.parent.name if Path(path).exists() else path.rpartition("/")[2]
     told = {key: section[key] for key in KEPT if section.get(key) is not None}
     return {"name": name, **_architecture(config, str(file)), **_beside(file), **told}
