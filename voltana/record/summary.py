@@ -9,6 +9,7 @@ duration. Requests that failed meet nothing. Percentiles are over requests, exac
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -162,7 +163,8 @@ def arrivals_in_words(arrivals: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def _share(part: float, whole: float) -> float | None:
-    return part / whole if whole else None
+    share = part / whole if whole else math.inf
+    return share if share < math.inf else None  # a span may be too short to divide by
 
 
 def _milliseconds(seconds: Distribution) -> dict[str, float | None]:

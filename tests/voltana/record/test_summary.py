@@ -222,3 +222,7 @@ def test_the_order_of_the_ends_does_not_matter(rows: list[RequestRow], instances
 def test_a_summary_is_json(rows: list[RequestRow], instances: dict[str, InstanceTotals]) -> None:
     found = summarise(*rows, instances=instances)
     assert json.loads(json.dumps(found, allow_nan=False)) == found
+
+
+def test_arrivals_too_close_for_a_rate_have_none() -> None:
+    assert measured(2, 0.0, 5e-324)["rate_per_s"] is None
