@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 import time
 from collections.abc import Sequence
@@ -63,7 +64,7 @@ class SteadyGpu(GpuDevice):
     def __init__(
         self, gpu: int, clocks_mhz: tuple[int, ...] = (), *, silent: bool = False, restarts_s: float | None = None
     ) -> None:
-        self.info = GpuInfo(gpu, f"GPU-{gpu}", "A100", clocks_mhz)
+        self.info = GpuInfo(gpu, f"GPU-{os.getpid()}-{gpu}", "A100", clocks_mhz)
         self._silent, self._restarts_s = silent, restarts_s
         self._start_s = time.monotonic()
 

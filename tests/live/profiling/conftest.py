@@ -1,5 +1,6 @@
 """A stand-in for a GPU's clocks and meters, and a profile at a size that a CPU does in a moment."""
 
+import os
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -15,7 +16,7 @@ class FakeGpu(GpuDevice):
     TICK_S = 0.004
 
     def __init__(self, power_w: float = 200.0, privileged: bool = True, counter: bool = True) -> None:
-        self.info = GpuInfo(0, "GPU-0", "NVIDIA Stand-in", tuple(range(210, 1411, 15)))
+        self.info = GpuInfo(0, f"GPU-{os.getpid()}", "NVIDIA Stand-in", tuple(range(210, 1411, 15)))
         self.drawn_w = power_w
         self.privileged = privileged
         self.counter = counter
