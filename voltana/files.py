@@ -53,7 +53,8 @@ def read_json_object(path: Path, allowed: str) -> dict[str, Any]:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise UserError(f"{path}: {error}; allowed: {allowed}") from error
+        reason = os.strerror(error.errno) if isinstance(error, OSError) and error.errno else error
+        raise UserError(f"{path}: {reason}; allowed: {allowed}") from error
     if not isinstance(found, dict):
         raise UserError(f"{path}: found {type(found).__name__}, allowed: {allowed}")
     return found
