@@ -160,7 +160,7 @@ def test_an_interrupt_of_the_terminal_is_not_for_the_owner(settings_file: Path) 
         (["--gpus", "0", "--warp"], "unrecognized arguments: --warp; see --help"),
         (["--gpus", "0", "--changes-per-s", "0"], "--changes-per-s: found 0; allowed: 1 to 1000"),
         (["--gpus", "0", "--group", "no-such-group"], "--group: found 'no-such-group'"),
-        (["--gpus", "0", "--simulate", "/no/such.json"], "/no/such.json: No such file or directory; allowed: JSON with gpu, model"),
+        (["--gpus", "0", "--simulate", "/no/such.json"], "/no/such.json: No such file or directory"),
         (["--gpus", "0", "--simulate", "LIST"], "found list, allowed: JSON with gpu, model, engine, gpus"),
         (["--gpus", "GPU-9", "--simulate", "SETTINGS"], "--gpus: no GPU with UUID GPU-9"),
         (["--gpus", "9", "--simulate", "SETTINGS"], "--gpus: GPU 9: found no such index; allowed: 0 to 3"),
