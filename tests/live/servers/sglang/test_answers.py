@@ -200,8 +200,9 @@ async def test_a_client_sees_the_first_token_when_decode_has_a_place(stack: Any)
 
     prompts = [stack.prompt(10, seed) for seed in range(places + 1)]
     async with stack.router(1, 1) as router, stack.telemetry() as telemetry:
+        others = asyncio.create_task(stack.ask(router.url, "/generate", body(prompts[1:-1], 400)))
+        await stack.until(lambda: telemetry.latest["decode-0"].load.batch_size == places - 1)
         first = asyncio.create_task(stack.ask(router.url, "/generate", body(prompts[:1], 100)))
-        others = asyncio.create_task(stack.ask(router.url, "/generate", body(prompts[1:-1], 300)))
         await stack.until(lambda: telemetry.latest["decode-0"].load.batch_size == places)
         assert not first.done()
         late = await stack.call(router.url, "/generate", body(prompts[-1:], 5, stream=True))
