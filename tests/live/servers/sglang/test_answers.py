@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from voltana.live.servers.sglang.flags import server_flags
+from voltana.live.servers.sglang.flags import FLAGS
 
 PROMPT_TOKENS = (1, 17, 300, 5000)
 """The last one is longer than a chunk of prefill, so its KV cache goes over in parts."""
@@ -193,7 +193,7 @@ async def test_an_abort_ends_the_request_of_that_name(stack: Any) -> None:
 
 async def test_a_client_sees_the_first_token_when_decode_has_a_place(stack: Any) -> None:
     """So TTFT holds the wait for decode's batch, as in the simulator and the emulated servers; prefill is idle here."""
-    places = server_flags("decode", "cpu")["max-running-requests"]
+    places = FLAGS["cpu"]["max-running-requests"]
 
     def body(prompts: list[list[int]], tokens: int, **more: Any) -> dict[str, Any]:
         return {"input_ids": prompts, "sampling_params": stack.greedy(tokens), **more}
