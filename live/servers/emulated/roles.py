@@ -12,6 +12,7 @@ from voltana.sim.plant import Plant
 from voltana.sim.serving.decode import DecodeInstance
 from voltana.sim.serving.job import Job
 from voltana.sim.serving.prefill import PrefillInstance
+from voltana.state import LoadSnapshot
 
 
 class PrefillServer(Server):
@@ -75,7 +76,11 @@ class PrefillServer(Server):
 
 
 class DecodeServer(Server):
-    """Asks the prefill server for a request's cache, and goes on with it when it is there."""
+    """Asks the prefill server for a request's cache, and goes on with it when it is there.
+
+    Between two iterations it first answers those that join the next, then those of the one that has ended, as SGLang's
+    overlapped loop does: it launches the next batch before it looks at the results of the last.
+    """
 
     def __init__(self, config: ServerConfig, plant: Plant) -> None:
         super().__init__(config, plant)
@@ -85,6 +90,8 @@ class DecodeServer(Server):
             )
         )
         self._transfers = Transfers()
+        self._made: list[tuple[Half, int, bool]] = []
+        """Whose tokens the iteration that has ended made: how many each has now, and whether it has all."""
 
     async def _listen(self) -> None:
         """Nothing: a decode server calls, it is not called."""
@@ -118,15 +125,28 @@ class DecodeServer(Server):
         if half in self.halves:
             self.driver.submit(half.job)
 
-    def _token(self, job: Job, _: float | None) -> None:
+    def _token(self, job: Job, gap_s: float | None) -> None:
         half: Half = job.owner
         self.totals["generation_tokens"] += 1
-        half.answer.token(half.choice, job.produced, job.finished)
+        if gap_s is None:
+            half.answer.token(half.choice, job.produced, job.finished)
+        else:
+            self._made.append((half, job.produced, job.finished))
+
+    def _publish(self, load: LoadSnapshot) -> None:
+        super()._publish(load)
+        self._answer()
+
+    def _answer(self) -> None:
+        made, self._made = self._made, []
+        for half, produced, finished in made:
+            half.answer.token(half.choice, produced, finished)
 
     def _finished(self, job: Job) -> None:
         self._end(job.owner)
 
     def _outgrown(self, job: Job) -> None:
+        self._answer()
         message = "Out of memory even after retracting all other requests in the decode batch."
         self._fail(job.owner, HTTPStatus.INTERNAL_SERVER_ERROR, message)
 
