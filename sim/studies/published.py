@@ -32,9 +32,14 @@ SETTING = ("duration_s=120", "engine=fast")
 SERIES = {
     "sglang_f1410": ("policy=static_max",),
     "sglang_f1005": ("policy=static_1005",),
-    "voltanallm": ("policy=voltana", "router@policy.decode_router=tile_aware"),
+    "voltanallm": (
+        "policy=voltana",
+        "router@policy.decode_router=tile_aware",
+        "policy.prefill_controller.max_tokens_per_s=11250",
+        "policy.prefill_controller.rate_window_s=3",
+    ),
 }
-"""What stands for a series. The router that the release's demo calls EcoRoute is `tile_aware` (docs/policies.md)."""
+"""What stands for a series. Router and threshold are those of the release's demo (docs/validation.md, docs/policies.md)."""
 BASELINE, ADAPTIVE = "sglang_f1410", "voltanallm"
 NUMBERS = ("rps", "ttft_attainment_pct", "itl_attainment_pct", "energy_kJ")
 PROCESSES = 2
