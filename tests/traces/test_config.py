@@ -50,7 +50,7 @@ def test_the_models_tokenizer_ratio_is_used() -> None:
 
 def test_the_benchmark_sample_stretches_each_side() -> None:
     lengths = build("trace", "sharegpt")
-    assert (lengths.input_scale, lengths.output_scale) == pytest.approx((0.8 * 1.47, 0.8 * 0.69))
+    assert (lengths.input_scale, lengths.output_scale) == pytest.approx((0.8 * 1.47, 0.8 * 0.686))
 
 
 def test_without_a_model_ratio_lengths_are_those_of_the_data() -> None:

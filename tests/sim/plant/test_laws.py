@@ -3,6 +3,7 @@
 from functools import lru_cache
 from pathlib import Path
 
+import pytest
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 from voltana.section import parse
 from voltana.sim.calibration.kernels import load_gpu, load_model
 from voltana.sim.plant import EngineSpec, GpuSpec, ModelSpec, Plant
+from voltana.sim.plant.operators import Operators
 
 CONF = Path(__file__).parents[3] / "conf"
 GPU = load_gpu()
@@ -119,3 +121,13 @@ def test_answers_do_not_depend_on_what_was_asked_before(batch: int, kv: int, clo
     fresh = Plant(GPU, LLAMA, EngineSpec(prefill_activity=1.8, decode_activity=1.8))
     assert fresh.decode(batch, kv, clock) == plant(3).decode(batch, kv, clock)
     assert fresh.prefill(1, 1 + kv // 50, 1e4, clock) == plant(3).prefill(1, 1 + kv // 50, 1e4, clock)
+
+
+@pytest.mark.parametrize(
+    ("name", "nvlink_bytes_per_s"),
+    [("a100_sxm4_80g_calibrated", 300e9), ("h100_sxm", 450e9), ("h200_sxm", 450e9), ("b200_sxm", 900e9)],
+)
+def test_an_all_reduce_gets_half_to_all_of_what_nvlink_carries_one_way(name: str, nvlink_bytes_per_s: float) -> None:
+    size = 512e6
+    seconds = Operators(shipped(name), 1410).all_reduce(2, size).seconds
+    assert 0.5 < size / seconds / nvlink_bytes_per_s < 1.0

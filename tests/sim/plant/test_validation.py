@@ -39,7 +39,8 @@ def test_the_shipped_constants_are_the_fitted_ones() -> None:
             for phase in ("prefill", "decode")
             for clock in (690, 930, 1170, 1410)
         ],
-        *[(f"step {model} {phase}", 0.05) for model in ("llama31_8b", "qwen3_32b") for phase in ("prefill", "decode")],
+        *[(f"step llama31_8b {phase}", 0.05) for phase in ("prefill", "decode")],
+        *[(f"step qwen3_32b {phase}", 0.08) for phase in ("prefill", "decode")],
     ],
 )
 def test_errors_stay_within_their_targets(group: str, most: float) -> None:

@@ -117,7 +117,7 @@ def test_the_shipped_file_has_the_form_of_a_written_one() -> None:
 
 
 @pytest.mark.parametrize(
-    ("rps", "pair"), [(50, (1065, 810)), (55.5, (1065, 810)), (75, (1230, 1050)), (200, (1305, 1170))]
+    ("rps", "pair"), [(50, (1035, 810)), (55.5, (1035, 810)), (75, (1245, 1080)), (200, (1260, 1170))]
 )
 def test_the_shipped_clocks_are_those_of_the_nearest_rate(rps: float, pair: tuple[int, int]) -> None:
     policy = compose([f"rps={rps}"])["policy"]
