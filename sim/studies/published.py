@@ -39,7 +39,7 @@ SERIES = {
         "policy.prefill_controller.rate_window_s=3",
     ),
 }
-"""What stands for a series. Router and threshold are those of the release's demo (docs/validation.md, docs/policies.md)."""
+"""What stands for a series. Router and threshold are those of the release's demo (docs/validation.md)."""
 BASELINE, ADAPTIVE = "sglang_f1410", "voltanallm"
 NUMBERS = ("rps", "ttft_attainment_pct", "itl_attainment_pct", "energy_kJ")
 PROCESSES = 2
