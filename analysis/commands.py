@@ -56,6 +56,7 @@ def _flag(key: str, found: object) -> bool:
 
 def _plot(config: DictConfig) -> None:
     from voltana.analysis import figures, style
+    from voltana.analysis.capacity import capacity
     from voltana.analysis.runs import folders_of, load_runs
 
     options = _options(config)
@@ -65,6 +66,7 @@ def _plot(config: DictConfig) -> None:
         "tradeoff": lambda runs: figures.tradeoff(runs, str(options["baseline"])),
         "pareto": lambda runs: figures.tradeoff(runs, str(options["baseline"]), front=True),
         "timeline": lambda runs: figures.timeline(runs, options["window"]),
+        "capacity": capacity,
         "energy": figures.energy,
         "residency": figures.residency,
     }

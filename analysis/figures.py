@@ -21,7 +21,7 @@ from voltana.analysis import style
 from voltana.analysis.labels import Point, label_piles
 from voltana.analysis.runs import RATE, Run, RunSet
 from voltana.analysis.tables import LEAST_FOR_INTERVAL, Estimate, Row, compare, estimate, few_requests, unclocked_note
-from voltana.errors import UserError
+from voltana.errors import UserError, one_line
 from voltana.files import write_whole
 
 if TYPE_CHECKING:
@@ -31,7 +31,13 @@ if TYPE_CHECKING:
 
     from voltana.analysis.timeline import Series
 
-_FORMATS = {".png": {}, ".pdf": {"CreationDate": None}, ".svg": {"Date": None}}
+_FORMATS: dict[str, dict[str, Any]] = {
+    ".png": {},
+    ".pdf": {"metadata": {"CreationDate": None}},
+    ".svg": {"metadata": {"Date": None}},
+    ".pgf": {},
+}
+"""How each is saved, so that the same figure gives the same bytes."""
 _MOST_PANELS = 6
 _FEW_CLOCKS = 2
 _LEAST_SPAN = 10.0
@@ -92,13 +98,24 @@ def save(figure: Figure, path: Path, key: str = "out") -> None:
     Raises:
         UserError: it cannot be written; names the key.
     """
-    drawn = io.BytesIO()
-    with style.figure_style():
-        figure.savefig(drawn, format=path.suffix[1:], metadata=_FORMATS[path.suffix])
+    drawn = _written(figure, path, key)
     try:
-        write_whole(path, drawn.getvalue())
+        write_whole(path, drawn)
     except UserError as error:
         raise UserError(f"{key}: {error}") from error
+
+
+def _written(figure: Figure, path: Path, key: str) -> bytes:
+    drawn = io.BytesIO()
+    try:
+        with style.figure_style():
+            figure.savefig(drawn, format=path.suffix[1:], **_FORMATS[path.suffix])
+    except (FileNotFoundError, RuntimeError) as error:
+        if path.suffix != ".pgf":
+            raise
+        needed = f"{path}: needs LaTeX with pgf ({style.TEX}), which measures its letters"
+        raise UserError(f"{key}: {needed}: {one_line(str(error))}") from error
+    return drawn.getvalue()
 
 
 def curves(runs: RunSet, published: str | None = None, x: str = RATE) -> Figure:
@@ -134,7 +151,7 @@ def curves(runs: RunSet, published: str | None = None, x: str = RATE) -> Figure:
                 axes[-1].set_xticks(range(len(axis_of.words)), axis_of.words)
         for index, row in enumerate(ROWS):
             _finish_row(list(grid[index]), row)
-        _legend(figure, entries, bool(points))
+        legend(figure, entries, bool(points))
         repeated = {len(group) for group in _repetitions(runs.runs, axis_of)}
         _footnote(figure, _spread_notes(repeated, "Bands") + _starved_notes(runs.runs) + unclocked_note(runs.runs))
     return figure
@@ -325,7 +342,8 @@ def _finish_row(axes: Sequence[Axes], row: _Row) -> None:
             axis.tick_params(labelleft=axis is axes[0])
 
 
-def _legend(figure: Figure, entries: Mapping[str, Artist], published: bool = False) -> None:
+def legend(figure: Figure, entries: Mapping[str, Artist], published: bool = False) -> None:
+    """The names of the lines above all axes."""
     from matplotlib.lines import Line2D
 
     shown = {textwrap.fill(" ".join(label.split()), _LONGEST_LABEL): artist for label, artist in entries.items()}
@@ -335,8 +353,8 @@ def _legend(figure: Figure, entries: Mapping[str, Artist], published: bool = Fal
     widest = max(len(line) for label in shown for line in label.splitlines())
     columns = max(1, min(len(shown), room // (widest + 6)))
     places = [str(number) for number in range(len(shown))]
-    legend = figure.legend(list(shown.values()), places, loc="outside upper center", ncols=columns)
-    for text, label in zip(legend.get_texts(), shown, strict=True):
+    drawn = figure.legend(list(shown.values()), places, loc="outside upper center", ncols=columns)
+    for text, label in zip(drawn.get_texts(), shown, strict=True):
         text.set_text(label)  # handed to the legend itself, one with a leading underscore would be left out
 
 
@@ -426,7 +444,7 @@ def tradeoff(runs: RunSet, baseline: str, *, front: bool = False) -> Figure:
             axis.set_xlabel(textwrap.fill(f"Energy saved against {baseline} (%)", 40))
         grid[0].set_ylabel("Requests that meet both objectives (%)")
         names = sorted({point.name for each in drawn for point in each}, key=usual_order)
-        _legend(figure, {name: _marker(style.line(name)) for name in names})
+        legend(figure, {name: _marker(style.line(name)) for name in names})
         repeated = {row.runs for each in rows.values() for row in each}
         few = few_requests([row for each in rows.values() for row in each], baseline)
         notes = _spread_notes(repeated, "Bars") + _starved_notes(runs.runs) + unclocked_note(runs.runs) + few

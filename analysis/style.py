@@ -85,6 +85,9 @@ FAINT = "#D9D9D9"
 PUBLISHED = {"sglang_f1410": "static_max", "sglang_f1005": "static_1005", "voltanallm": "voltana"}
 """The series of the published figures and the policies that stand for them here."""
 
+TEX = "pdflatex"
+"""Measures the letters of a .pgf."""
+
 _RC: Any = {
     "axes.edgecolor": "#7F7F7F",
     "axes.grid": True,
@@ -104,6 +107,8 @@ _RC: Any = {
     "lines.linewidth": 1.8,
     "lines.markersize": 5,
     "pdf.fonttype": 42,
+    "pgf.rcfonts": False,  # the letters are those of the document
+    "pgf.texsystem": TEX,
     "svg.hashsalt": "voltana",
     "text.parse_math": False,  # a dollar sign in a label is one
     "text.color": INK,

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 from voltana.analysis.equal import Equal
 from voltana.analysis.runs import GROUPS, Run, RunSet, Value, identity_keys, replay_of
 from voltana.errors import UserError
+from voltana.intervals import half_width
 from voltana.record import RunRecord, holder
 from voltana.record.resolution import RESOLVED_POINTS, UNCLOCKED, difference
 from voltana.record.summary import PERCENTILES, energy_rests_on
@@ -263,16 +264,8 @@ def estimate(samples: Iterable[float]) -> Estimate | None:
     if not count:
         return None
     mean = math.fsum(numbers) / count
-    half = _half_width(numbers, mean) if count >= LEAST_FOR_INTERVAL else None
+    half = half_width(numbers) if count >= LEAST_FOR_INTERVAL else None
     return Estimate(mean, half, count, min(numbers), max(numbers))
-
-
-def _half_width(numbers: Sequence[float], mean: float) -> float:
-    from scipy.special import stdtrit
-
-    count = len(numbers)
-    variance = math.fsum((number - mean) ** 2 for number in numbers) / (count - 1)
-    return float(stdtrit(count - 1, 0.975)) * math.sqrt(variance / count)
 
 
 def _notes(runs: RunSet, rows: Sequence[Row]) -> list[str]:

@@ -32,6 +32,7 @@ SMALLER = {
     "voltana-sim": ("duration_s=1", *SMALL_PROFILE),
     "voltana-live": ("duration_s=1", "trace=fixed", *SMALL_PROFILE),
     "voltana-profile": SMALL_PROFILE,
+    "voltana-capacity": ("duration_s=1", "seeds=1", "precision=1", *SMALL_PROFILE),
     "voltana-check": ("check.requests=20", *SMALL_PROFILE),
 }
 MIXTURE = """{"model_type": "qwen3_moe", "hidden_size": 2048, "intermediate_size": 6144, "num_attention_heads": 32,

@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-import math
 import statistics
 from collections.abc import Sequence
 
-from scipy.stats import t as student
-
-CONFIDENCE = 0.95
+from voltana.intervals import half_width
 
 
 def interval(values: Sequence[float]) -> float:
     """Half width of the 95 % interval of the mean relative to it (Student's t); infinite for a single value."""
-    if len(values) < 2:
-        return math.inf
-    factor = float(student.ppf(0.5 + CONFIDENCE / 2, len(values) - 1))
-    return factor * spread(values) / math.sqrt(len(values))
+    return half_width(values) / statistics.fmean(values)
 
 
 def spread(values: Sequence[float]) -> float:

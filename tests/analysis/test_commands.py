@@ -101,7 +101,7 @@ def test_plot_curves_and_timeline(run: Run, write_run: WriteRun, tmp_path: Path)
         (
             plot,
             ["runs=runs", "figure=pie"],
-            "figure: found pie, allowed: curves, tradeoff, pareto, timeline, energy, residency",
+            "figure: found pie, allowed: curves, tradeoff, pareto, timeline, capacity, energy, residency",
         ),
         (plot, ["runs=runs", "out=a.gif"], "out: found a.gif, allowed: a path that ends in .png, .pdf, .svg"),
         (plot, ["runs=runs", "out=runs/0/summary.json/a.png"], "out: runs/0/summary.json/a.png: "),

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -16,6 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 
 from voltana.analysis import figures, style
+from voltana.analysis.capacity import capacity
 from voltana.analysis.figures import curves, output_path, save, timeline, tradeoff
 from voltana.analysis.runs import load_runs
 from voltana.analysis.style import POLICIES
@@ -377,8 +379,29 @@ def test_same_figure_same_bytes(tmp_path: Path, write_run: WriteRun, ending: str
 
 
 def test_output_format() -> None:
-    with pytest.raises(UserError, match=r"out: found a.jpg, allowed: a path that ends in .png, .pdf, .svg"):
+    with pytest.raises(UserError, match=r"out: found a.jpg, allowed: a path that ends in .png, .pdf, .svg, .pgf"):
         output_path("a.jpg")
+
+
+def test_a_pgf_needs_latex(tmp_path: Path, write_run: WriteRun) -> None:
+    write_run("runs/0", "voltana")
+    figure, file = curves(load_runs([tmp_path / "runs"])), tmp_path / "a.pgf"
+    if shutil.which(style.TEX):
+        save(figure, file)
+        assert file.read_text().startswith("%% Creator: Matplotlib, PGF backend")
+    else:
+        with pytest.raises(UserError, match=r"out: .*a\.pgf: needs LaTeX with pgf \(pdflatex\)"):
+            save(figure, file)
+        assert not file.exists()
+
+
+def test_capacity_is_a_line_a_seed_of_what_meets_both(tmp_path: Path, write_run: WriteRun) -> None:
+    for number, (rate, seed, late) in enumerate(((50, 1, 0), (60, 1, 1), (70, 1, 3), (80, 1, 4), (50, 2, 1))):
+        ttft_s = [0.9] * late + [0.1] * (4 - late)
+        write_run(f"{number}", "voltana", rps=rate, seed=seed, requests={"ttft_s": ttft_s})
+    (axis,) = capacity(load_runs([tmp_path])).axes
+    drawn = [[tuple(map(float, point)) for point in line.get_xydata()] for line in axis.get_lines()]
+    assert [(50, 100), (60, 75), (70, 25)] in drawn and [(50, 75)] in drawn
 
 
 def test_timeline_has_a_gap_where_nothing_is_known(tmp_path: Path, write_run: WriteRun) -> None:

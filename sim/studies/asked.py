@@ -1,0 +1,120 @@
+"""The words of a study's command line: its own settings as `key=value`, the rest overrides that may be swept."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from voltana.errors import UserError
+
+
+def own_and_overrides(words: Sequence[str], own: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
+    """Divide a command line.
+
+    Args:
+        words: as typed.
+        own: keys of the study itself, whose values are read as YAML.
+
+    Raises:
+        UserError: a word is no `key=value`, a value cannot be read, or a key of the study's stands twice.
+    """
+    found: dict[str, Any] = {}
+    overrides = []
+    for word in words:
+        key, equals, text = word.partition("=")
+        if not equals and not key.startswith("~"):
+            raise UserError(f"found {word!r}, allowed: key=value; keys of its own: {', '.join(own)}; see --help")
+        if key not in own:
+            overrides.append(word)
+            continue
+        if key in found:
+            raise UserError(f"{key}: found twice, allowed: once")
+        try:
+            found[key] = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise UserError(f"{key}: found {text!r}, which is no YAML") from error
+    return found, overrides
+
+
+def combinations(overrides: Sequence[str]) -> dict[str, list[str]]:
+    """Every combination of swept overrides, as Hydra's `-m` makes them; by the words that tell one from the others.
+
+    Raises:
+        UserError: an override cannot be read.
+    """
+    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    from voltana.app.cli import explain
+
+    try:
+        parsed = OverridesParser.create().parse_overrides(list(overrides))
+        lists = BasicSweeper.split_arguments(parsed, max_batch_size=None)[0]
+    except HydraException as error:
+        raise UserError(explain(error)) from error
+    swept = [i for i, override in enumerate(parsed) if override.is_sweep_override()]
+    return {" ".join(each[i] for i in swept): list(each) for each in lists}
+
+
+def composed(overrides: Sequence[str]) -> dict[str, Any]:
+    """The configuration of a run.
+
+    Raises:
+        UserError: an override is wrong.
+    """
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
+    from voltana.app.cli import explain
+    from voltana.sim.run.compose import compose_sim
+
+    try:
+        return compose_sim(*overrides)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise UserError(explain(error)) from error
+
+
+def folder_of(label: str) -> str:
+    """A name for the folder of a combination."""
+    return re.sub(r"[^\w.,=@-]+", "_", label) or "all"
+
+
+def number(found: Mapping[str, Any], key: str, default: float, above: float = 0.0) -> float:
+    """A number of the study's own.
+
+    Raises:
+        UserError: it is none, or not above `above`.
+    """
+    value = found.get(key, default)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not above < value < float("inf"):
+        raise UserError(f"{key}: found {value!r}, allowed: a number above {above:g}")
+    return float(value)
+
+
+def whole(found: Mapping[str, Any], key: str, default: int) -> int:
+    """A whole number from 1 of the study's own.
+
+    Raises:
+        UserError: it is none.
+    """
+    value = found.get(key, default)
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise UserError(f"{key}: found {value!r}, allowed: a whole number from 1")
+    return value
+
+
+def path(found: Mapping[str, Any], key: str, default: str) -> Path:
+    """A path of the study's own.
+
+    Raises:
+        UserError: it is no text.
+    """
+    value = found.get(key, default)
+    if not isinstance(value, str) or not value:
+        raise UserError(f"{key}: found {value!r}, allowed: a path")
+    return Path(value)
