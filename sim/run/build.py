@@ -31,8 +31,10 @@ class RunBuilder:
     def __init__(self, config: SimConfig) -> None:
         self._config = config
         self.plant = build_plant(config)
-        if config.bound and (self.plant.model.experts or self.plant.model.window):
-            raise UserError("bound: found true, allowed: false for mixtures of experts and sliding windows")
+        if config.bound in (True, "both") and (self.plant.model.experts or self.plant.model.window):
+            raise UserError(
+                f"bound: found {config.bound}, allowed: false, stationary for mixtures of experts and sliding windows"
+            )
         self.slo = config.slo.objectives
         self.predictor_file: Path | None = None
         """What the predictor was read from, if a policy asked for one."""

@@ -28,12 +28,15 @@ class SimConfig(RunConfig):
     front_end: FrontEnd
     engine: Literal["fast", "reference"]
     experiment: Part | None
-    bound: bool
+    bound: Literal[False, True, "stationary", "both"]
+    """Which least energies are added to the summary; `true`: the lower bound."""
 
     @field_validator("bound")
     @classmethod
-    def _of_a_steady_plant(cls, bound: bool, others: ValidationInfo) -> bool:
+    def _steady(cls, bound: bool | str, others: ValidationInfo) -> bool | str:
         serving, drift = others.data.get("serving"), others.data.get("drift")
         if bound and ((serving and serving.latency_noise) or (drift and drift.at_s is not None)):
             raise ValueError("false where the plant drifts (drift) or is noisy (serving.latency_noise)")
+        if bound in ("stationary", "both") and not others.data.get("arrival", {"rate": 1}).get("rate"):
+            raise ValueError("false, true where requests do not come at one rate (arrival)")
         return bound

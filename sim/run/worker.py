@@ -111,8 +111,8 @@ def run_job(
 ) -> Outcome:
     """A run as the commands make it; the arguments are those of `voltana.sim.run.simulate.simulate`.
 
-    Nothing is simulated where the folder holds the finished record of the same run. Where `bound` asks for it, the
-    lower bound on energy is added.
+    Nothing is simulated where the folder holds the finished record of the same run. Where `bound` asks for them, the
+    lower bound on energy and the energy of the stationary optimum are added.
     """
     from voltana.record.provenance import already_there
     from voltana.sim.run.simulate import simulate
@@ -120,10 +120,12 @@ def run_job(
     there = None if overwrite else already_there(folder, values)
     summary = there.summary if there else simulate(values, folder, progress, overwrite=overwrite, sweep=sweep)
     if values["bound"]:
-        from voltana.sim.studies.bound import KEY, add_bound
+        from voltana.sim.studies import bound, stationary
 
-        if KEY not in summary:
-            summary[KEY] = add_bound(RunRecord(folder)).total_j
+        wanted = {True: (bound,), "stationary": (stationary,), "both": (bound, stationary)}[values["bound"]]
+        for study in wanted:
+            if study.KEY not in summary:
+                summary[study.KEY] = study.add_to(RunRecord(folder)).energy_j
     return Outcome(summary, already_there=there is not None)
 
 

@@ -54,7 +54,6 @@ where requests that miss get the share at u = 0, again those with the largest di
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Callable, Sequence
 from functools import lru_cache
@@ -63,61 +62,20 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import ConfigDict
 
-from voltana.app.config import PlantConfig
-from voltana.app.progress import Progress
-from voltana.app.serving import ClusterConfig
-from voltana.errors import UserError
-from voltana.record import COMPLETED, SUMMARY, RunRecord, find_records, replace_summary
-from voltana.section import parse
+from voltana.record import RunRecord
 from voltana.sim.plant import Plant
-from voltana.sim.plant.build import build_plant
 from voltana.sim.plant.decode import CHORD_GRID
 from voltana.sim.plant.operators import LONG, SHORT, Operators, Work
 from voltana.sim.plant.transformer import Transformer
-from voltana.sim.run.config import DriftConfig
+from voltana.sim.studies.recorded import Cluster, Floats, Found, Ints, Misses, Requests, add, command, read
 from voltana.state import Slo
-
-Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
 
 KEY = "energy_bound_j"
 KNOTS = (0.0, SHORT, LONG, 2 * LONG)
 """KV tokens per request between which decode time and energy are lines; the last line goes on."""
 NO_LIMIT_W = 1e12
 """A power limit that never bites."""
-
-
-class Requests(NamedTuple):
-    """The requests that a run completed, an array each over them; times in seconds."""
-
-    arrival_s: Floats
-    input_tokens: Ints
-    output_tokens: Ints
-
-    @property
-    def decoded(self) -> Ints:
-        """Tokens of each that decode makes: all but the first, which is prefill's."""
-        return self.output_tokens - 1
-
-
-class Cluster(NamedTuple):
-    """How many instances there are, and what bounds a batch."""
-
-    prefill_instances: int
-    decode_instances: int
-    prefill_tokens: int
-    """Prompt tokens of a prefill batch; a longer prompt may run alone."""
-    decode_requests: int
-    decode_kv_tokens: int
-
-
-class Misses(NamedTuple):
-    """How many completed requests missed each objective."""
-
-    ttft: int
-    itl: int
 
 
 class EnergyBound(NamedTuple):
@@ -212,8 +170,7 @@ def prefill_costs(plant: Plant, most_tokens: int) -> PrefillCosts:
 
 
 def _prefill_j(costs: PrefillCosts, slo: Slo, cluster: Cluster, requests: Requests, misses: Misses) -> float:
-    arrival_s, tokens = requests.arrival_s, requests.input_tokens
-    pairs = tokens * (tokens + 1) / 2
+    arrival_s, tokens, pairs = requests.arrival_s, requests.input_tokens, requests.pairs
     open_s = float(arrival_s.max() - arrival_s.min()) + slo.ttft_s
     late = np.sort(tokens)[len(tokens) - min(misses.ttft, len(tokens)) :].sum()
     together = most_at_once(arrival_s, arrival_s + slo.ttft_s, tokens) + late
@@ -269,8 +226,7 @@ def decode_costs(plant: Plant, most_requests: int) -> DecodeCosts:
 
 
 def _decode_j(costs: DecodeCosts, slo: Slo, cluster: Cluster, requests: Requests, misses: Misses) -> float:
-    n, inputs = requests.decoded, requests.input_tokens
-    own_kv = n * (inputs + 1) + n * (n - 1) / 2
+    n, own_kv = requests.decoded, requests.own_kv
     closes_s = requests.arrival_s + slo.ttft_s + n * slo.itl_s
     together = int(most_at_once(requests.arrival_s, closes_s, (n > 0).astype(np.int64))) + misses.ttft + misses.itl
     most = min(together, cluster.decode_requests, int((n > 0).sum()))
@@ -341,85 +297,26 @@ def _without_launches(plant: Plant) -> Plant:
 # Records
 
 
-class RecordedConfig(PlantConfig):
-    """What the bound needs of a recorded configuration; records of other versions may hold more."""
-
-    model_config = ConfigDict(extra="ignore", frozen=True)
-    cluster: ClusterConfig
-    drift: DriftConfig
-
-
 def bound_of(record: RunRecord) -> EnergyBound:
     """The bound of a recorded run.
 
     Raises:
         UserError: the record is of a run that has no bound.
     """
-    _check(record)
-    config = parse(RecordedConfig, record.config)
-    if config.serving.latency_noise or config.drift.at_s is not None:
-        raise UserError(f"{record.folder}: found noise or drift, allowed: runs on a plant that stays as it is")
-    plant = build_plant(config)
-    prefill, decode = config.serving.prefill, config.serving.decode
-    cluster = Cluster(
-        config.cluster.prefill_instances,
-        config.cluster.decode_instances,
-        min(prefill.max_tokens, prefill.chunk_tokens or prefill.max_tokens),
-        decode.max_requests,
-        plant.kv_capacity_tokens if decode.kv_tokens == "auto" else decode.kv_tokens,
-    )
-    table = record.requests()
-    done = table[table["status"] == COMPLETED]
-    requests = Requests(*(done[name].to_numpy() for name in Requests._fields))
-    slo = Slo(*(record.summary["slo"][name] / 1e3 for name in ("ttft_ms", "itl_ms")))
-    misses = Misses(int((done["ttft_s"] > slo.ttft_s).sum()), int((done["mean_itl_s"] > slo.itl_s).sum()))
-    return energy_bound(plant, slo, cluster, requests, misses)
+    return energy_bound(*read(record))
 
 
-def _check(record: RunRecord) -> None:
-    source = record.summary.get("source")
-    if source != "sim":
-        raise UserError(f"{record.folder}: found source {source!r}, allowed: simulated runs, whose plant is known")
-    if record.interrupted:
-        raise UserError(f"{record.folder}: found an interrupted run, allowed: runs that ended")
-
-
-def add_bound(record: RunRecord) -> EnergyBound:
+def add_to(record: RunRecord) -> Found:
     """Write the bound of a run into its summary."""
     bound = bound_of(record)
-    replace_summary(record.folder, {**record.summary, KEY: bound.total_j})
-    return bound
+    add(record, KEY, bound.total_j)
+    idle, prefill, decode = (part / 1e3 for part in bound)
+    return Found(bound.total_j, f"idle {idle:.1f}, prefill {prefill:.1f}, decode {decode:.1f}")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Add the bound to every record in or below the folders; say of each how far above it the run is."""
-    parser = argparse.ArgumentParser(
-        prog="python -m voltana.sim.studies.bound", description="Add a lower bound on energy to records."
-    )
-    parser.add_argument("folders", nargs="+", metavar="DIR", help="holds run records, in or below it")
-    refused = 0
-    try:
-        records = find_records(parser.parse_args(arguments).folders)
-        with Progress("bounds", len(records)) as progress:
-            for record in records:
-                try:
-                    bound, used_j = add_bound(record), record.summary["energy_j"]["total"]
-                except UserError as error:
-                    print(f"voltana.sim.studies.bound: no bound: {error}", file=sys.stderr)
-                    refused += 1
-                else:
-                    idle, prefill, decode = (part / 1e3 for part in bound)
-                    print(
-                        f"{record.folder}: {used_j / 1e3:.1f} kJ, {used_j / bound.total_j:.3f} times the bound of "
-                        f"{bound.total_j / 1e3:.1f} (idle {idle:.1f}, prefill {prefill:.1f}, decode {decode:.1f})",
-                        flush=True,
-                    )
-                progress.step()
-    except UserError as error:
-        print(f"voltana.sim.studies.bound: error: {error}", file=sys.stderr)
-        return 2
-    print(f"wrote {KEY} into the {SUMMARY} of {len(records) - refused} records")
-    return 2 if refused else 0
+    return command("voltana.sim.studies.bound", "the bound", KEY, add_to, arguments)
 
 
 if __name__ == "__main__":

@@ -34,7 +34,7 @@ MAY_IMPORT = {
     "voltana.analysis": {*LIBRARY, "voltana.traces", "voltana.sim.plant"},
 }
 """What each room may import beside itself."""
-OUTERMOST = {"voltana.sim.run.worker imports voltana.sim.studies.bound"}
+OUTERMOST = {f"voltana.sim.run.worker imports voltana.sim.studies.{study}" for study in ("bound", "stationary")}
 """What the commands add to a run; the run itself does not know it."""
 WITHIN_THE_SIMULATOR: dict[str, tuple[str, ...]] = {
     "plant": (),

@@ -24,11 +24,8 @@ from voltana.sim.run.simulate import simulate
 from voltana.sim.run.worker import run_job
 from voltana.sim.studies.bound import (
     KEY,
-    Cluster,
     EnergyBound,
-    Misses,
-    Requests,
-    add_bound,
+    add_to,
     bound_of,
     decode_costs,
     energy_bound,
@@ -36,6 +33,7 @@ from voltana.sim.studies.bound import (
     most_at_once,
     prefill_costs,
 )
+from voltana.sim.studies.recorded import Cluster, Misses, Requests
 from voltana.state import Slo
 
 Run = Callable[..., RunRecord]
@@ -285,7 +283,7 @@ def test_live_and_interrupted_runs_have_none(run: Run) -> None:
     for change, message in (({"source": "live"}, "found source 'live'"), ({"interrupted": True}, "interrupted")):
         (record.folder / SUMMARY).write_text(json.dumps({**record.summary, **change}))
         with pytest.raises(UserError, match=message):
-            add_bound(RunRecord(record.folder))
+            add_to(RunRecord(record.folder))
 
 
 def test_a_run_adds_it_itself_where_asked(tmp_path: Path) -> None:
