@@ -37,6 +37,11 @@ class SimConfig(RunConfig):
         serving, drift = others.data.get("serving"), others.data.get("drift")
         if bound and ((serving and serving.latency_noise) or (drift and drift.at_s is not None)):
             raise ValueError("false where the plant drifts (drift) or is noisy (serving.latency_noise)")
-        if bound in ("stationary", "both") and not others.data.get("arrival", {"rate": 1}).get("rate"):
+        if bound in ("stationary", "both") and not at_one_rate(others.data.get("arrival", {"rate": 1})):
             raise ValueError("false, true where requests do not come at one rate (arrival)")
         return bound
+
+
+def at_one_rate(arrival: Part) -> bool:
+    """Whether requests of a section `arrival` come at one rate all the time."""
+    return arrival.get("rate") is not None and "shape" not in arrival

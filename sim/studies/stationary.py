@@ -35,6 +35,7 @@ import numpy as np
 from voltana.errors import UserError
 from voltana.record import RunRecord
 from voltana.sim.plant import Plant
+from voltana.sim.run.config import at_one_rate
 from voltana.sim.studies.recorded import Cluster, Floats, Found, Requests, add, command, read
 from voltana.state import Slo
 
@@ -192,8 +193,8 @@ def optimum_of(record: RunRecord) -> tuple[Optimum, float] | None:
     Raises:
         UserError: the record is of a run that has no such thing.
     """
-    if record.summary["arrivals"].get("requested_rps") is None:
-        raise UserError(f"{record.folder}: found arrivals without a rate, allowed: runs at one rate")
+    if not at_one_rate(record.config["arrival"]):
+        raise UserError(f"{record.folder}: found arrivals at no one rate, allowed: those of poisson, gamma, uniform")
     run = read(record)
     try:
         found = optimum(run.plant, run.slo, run.cluster, run.requests)

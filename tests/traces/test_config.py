@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 
 from voltana.errors import UserError
 from voltana.traces import request_stream
-from voltana.traces.arrivals import Gamma, Poisson, Timestamps, Uniform
+from voltana.traces.arrivals import Curve, Gamma, Poisson, Timestamps, Uniform
 from voltana.traces.lengths import Fixed
 
 CONF = Path(__file__).parents[2] / "conf"
@@ -35,7 +35,7 @@ def test_each_trace_file_builds_a_source(name: str) -> None:
 @pytest.mark.slow
 def test_every_arrival_file_builds_a_process() -> None:
     built = [type(build("arrival", path.stem)) for path in ARRIVALS]
-    assert built == [Gamma, Poisson, Timestamps, Uniform]
+    assert built == [Curve, Gamma, Poisson, Timestamps, Uniform]
 
 
 @pytest.mark.parametrize("path", [*ARRIVALS, *(CONF / "trace").glob("*.yaml")], ids=lambda path: path.stem)

@@ -5,6 +5,7 @@ import subprocess
 import sys
 import tracemalloc
 from itertools import islice
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 import voltana.traces.stream
 from voltana.errors import UserError
 from voltana.traces import ArrivalProcess, LengthSource, Request, request_stream
-from voltana.traces.arrivals import Gamma, Poisson, Timestamps, Uniform
+from voltana.traces.arrivals import Curve, Gamma, Poisson, Timestamps, Uniform
 from voltana.traces.lengths import Fixed, LogNormal
 from voltana.traces.table import TableLengths
 
@@ -24,6 +25,12 @@ arrival_processes = st.one_of(
     st.builds(Poisson, rate=rates),
     st.builds(Gamma, rate=rates, burstiness=st.floats(0.1, 10)),
     st.builds(Uniform, rate=rates),
+    st.builds(
+        Curve,
+        rate=rates,
+        shape=st.lists(st.floats(0.01, 100), min_size=2, max_size=5),
+        period_s=st.floats(0.1, 1000),
+    ),
 )
 limits = st.none() | st.integers(200, 3000)
 length_sources = st.one_of(
@@ -135,6 +142,28 @@ def test_poisson_counts_have_equal_mean_and_variance() -> None:
     counts = np.bincount(np.array(arrival_s, dtype=int))[:-1]
     assert counts.mean() == pytest.approx(50, rel=0.02)
     assert counts.var() == pytest.approx(50, rel=0.1)
+
+
+def test_a_curve_brings_as_many_as_its_integral() -> None:
+    """1 at the start, 3 in the middle, linear in between: quarters of a period have 3, 5, 5 and 3 sixteenths."""
+    times = np.array(
+        [request.arrival_s for request in take(ONE, Curve(rate=20, shape=[1, 3], period_s=100), n=200_000)]
+    )
+    quarters = np.bincount((times / 25).astype(int))[: 4 * int(times[-1] / 100)].reshape(-1, 4).sum(0)
+    expected = quarters.sum() * np.array([3, 5, 5, 3]) / 16
+    assert (abs(quarters - expected) < 4 * np.sqrt(expected)).all()
+    assert len(times) / times[-1] == pytest.approx(20, rel=0.01)
+
+
+def test_a_flat_curve_is_poisson() -> None:
+    flat, poisson = (take(ONE, each) for each in (Curve(rate=7, shape=[2, 2, 2], period_s=5), Poisson(rate=7)))
+    assert [request.arrival_s for request in flat] == pytest.approx([request.arrival_s for request in poisson])
+
+
+@pytest.mark.parametrize("shape", [3.0, "12", [1.0], [1.0, 0.0], [1.0, "x"]])
+def test_a_curve_that_is_none_is_refused(shape: Any) -> None:
+    with pytest.raises(UserError, match=r"arrival\.shape: found "):
+        Curve(rate=1, shape=shape, period_s=10)
 
 
 def test_uniform_makes_exactly_rate_times_duration_requests() -> None:

@@ -116,7 +116,7 @@ def test_a_run_adds_it_itself_where_asked(tmp_path: Path) -> None:
     assert 0 < summary["energy_bound_j"] < summary["energy_j"]["total"]
 
 
-@pytest.mark.parametrize("change", ["serving.latency_noise=0.1", "arrival.rate=null", "bound=best"])
+@pytest.mark.parametrize("change", ["serving.latency_noise=0.1", "arrival=timestamps", "arrival=day", "bound=best"])
 def test_what_has_none_is_refused(run: Run, change: str) -> None:
     with pytest.raises(UserError, match=r"bound: found '(stationary|best)', allowed: "):
         run("policy=static_max", "bound=stationary", change)
