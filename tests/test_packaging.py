@@ -41,7 +41,16 @@ for command, target in {scripts!r}.items():
         status = exit_status(*target.split(":"), words)
     print(command, status, len(out.getvalue()), (err.getvalue().strip().splitlines() or [""])[-1], sep="|")
 """
-NEEDS_LIVE = {
+NEEDS_LIVE = "httptools, msgspec, pynvml, uvloop, zmq, allowed: after pip install 'voltana[live]'"
+NEEDS = {
+    "voltana-tune": "optuna, allowed: after pip install 'voltana[tune]'",
+    "voltana-live": NEEDS_LIVE,
+    "voltana-router": NEEDS_LIVE,
+    "voltana-clocks": NEEDS_LIVE,
+    "voltana-profile": NEEDS_LIVE,
+}
+WORDS = {
+    "voltana-tune": ["space={decode_controller.margin: 0..1}"],
     "voltana-live": ["rps=1"],
     "voltana-router": ["--prefill", "http://127.0.0.1:1,2", "--decode", "http://127.0.0.1:3"],
     "voltana-clocks": ["--gpus", "0"],
@@ -57,7 +66,7 @@ def project() -> dict[str, Any]:
 def without_extras(folder: Path, *, run: bool) -> dict[str, list[str]]:
     """What each script does on the base installation: exit status, length of its output, last line of errors."""
     modules = [name for names in extras.MODULES.values() for name in names]
-    code = WITHOUT_EXTRAS.format(modules=modules, scripts=project()["scripts"], words=NEEDS_LIVE, run=run)
+    code = WITHOUT_EXTRAS.format(modules=modules, scripts=project()["scripts"], words=WORDS, run=run)
     done = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return {line.split("|")[0]: line.split("|")[1:] for line in done.stdout.splitlines()}
@@ -72,10 +81,10 @@ def test_help_of_every_command_works_on_the_base_installation(tmp_path: Path) ->
 
 def test_what_needs_an_extra_says_so_in_one_line(tmp_path: Path) -> None:
     told = without_extras(tmp_path, run=True)
-    assert set(told) == set(NEEDS_LIVE)
+    assert set(told) == set(WORDS) == set(NEEDS)
     for command, (status, _, error) in told.items():
         assert status == "2" and error.startswith(f"{command}: error: "), error
-        assert "needs httptools, msgspec, pynvml, uvloop, zmq, allowed: after pip install 'voltana[live]'" in error
+        assert f"needs {NEEDS[command]}" in error
 
 
 def test_live_is_light_and_torch_an_extra_of_its_own() -> None:

@@ -10,14 +10,10 @@ process dies, takes no other with it.
 from __future__ import annotations
 
 import os
-import signal
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections.abc import Callable, Sequence
+from concurrent.futures import as_completed
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager, suppress
 from functools import partial
-from multiprocessing import active_children, get_context
-from multiprocessing.context import BaseContext
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
@@ -39,7 +35,8 @@ from voltana.errors import RunsCrashedError, UserError
 from voltana.record import RunRecord, refuse_another
 from voltana.record.provenance import already_there, changed
 from voltana.sim.run.jobs import Job, JobComposer
-from voltana.sim.run.worker import Failure, begin, work
+from voltana.sim.run.pool import interrupts_blocked, worker_pool
+from voltana.sim.run.worker import Failure, work
 
 
 class _Job(NamedTuple):
@@ -122,45 +119,17 @@ _Run = Callable[[dict[str, Any], Path], Failure | None]
 
 
 def _in_pool(jobs: list[_Job], workers: int, run: _Run, ended: Callable[[_Job, Failure | None], None]) -> list[_Job]:
-    """Run jobs on so many processes; return those that a dying process took with it, in their order.
-
-    Processes are started with Ctrl-C blocked (`voltana.sim.run.worker.begin`), so that it never strikes them half made.
-    """
+    """Run jobs on so many processes; return those that a dying process took with it, in their order."""
     lost: set[int] = set()
-    with ProcessPoolExecutor(workers, _processes(), initializer=begin) as pool:
-        try:
-            with _interrupts_blocked():
-                futures = {pool.submit(run, job.values, job.folder): place for place, job in enumerate(jobs)}
-            for future in as_completed(futures):
-                try:
-                    ended(jobs[futures[future]], future.result())
-                except BrokenProcessPool:
-                    lost.add(futures[future])
-        except BaseException:
-            for child in active_children():  # those that Ctrl-C did not reach itself
-                if child.pid is not None:
-                    with suppress(ProcessLookupError):
-                        os.kill(child.pid, signal.SIGINT)
-            pool.shutdown(wait=True, cancel_futures=True)
-            raise
+    with worker_pool(workers) as pool:
+        with interrupts_blocked():
+            futures = {pool.submit(run, job.values, job.folder): place for place, job in enumerate(jobs)}
+        for future in as_completed(futures):
+            try:
+                ended(jobs[futures[future]], future.result())
+            except BrokenProcessPool:
+                lost.add(futures[future])
     return [jobs[place] for place in sorted(lost)]
-
-
-def _processes() -> BaseContext:
-    """Where processes come from: forked, one after another, from one that has imported what a run needs."""
-    context = get_context("forkserver")
-    context.set_forkserver_preload(["voltana.sim.run.simulate"])
-    return context
-
-
-@contextmanager
-def _interrupts_blocked() -> Iterator[None]:
-    """Hold back Ctrl-C in this thread and in the processes that it starts."""
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
 
 
 def _look_around(jobs: list[_Job], console: Console) -> list[_Job]:

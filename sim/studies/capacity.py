@@ -24,11 +24,10 @@ import math
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Executor, ProcessPoolExecutor
+from concurrent.futures import Executor
 from dataclasses import dataclass
 from functools import partial
 from io import StringIO
-from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -37,8 +36,10 @@ from voltana.app.terminal import plain_console, take_any_text
 from voltana.errors import UserError
 from voltana.files import write_whole
 from voltana.intervals import half_width
+from voltana.record import RunRecord
 from voltana.sim.run.commands import one_thread_each
-from voltana.sim.run.worker import run_job
+from voltana.sim.run.pool import interrupts_blocked, worker_pool
+from voltana.sim.run.worker import work
 from voltana.sim.studies.asked import combinations, composed, folder_of, number, own_and_overrides, path, whole
 
 if TYPE_CHECKING:
@@ -160,7 +161,11 @@ def capacities(measure: Callable[[float], Tried], grid: Grid, targets: Sequence[
 def run_at(overrides: Sequence[str], seed: int, folder: Path, rps: float) -> Tried:
     """Simulate a rate, or take its record if it is there."""
     values = composed([*overrides, f"rps={rps}", f"seed={seed}"])
-    summary = run_job(values, folder / f"rps={rps:g}").summary
+    place = folder / f"rps={rps:g}"
+    failure = work(values, place, False, None)
+    if failure is not None:
+        raise UserError(failure.reason)
+    summary = RunRecord(place).summary
     cluster = values["cluster"]
     gpus = (cluster["prefill_instances"] + cluster["decode_instances"]) * values["model"]["tp"]
     done = summary["requests"]["completed"]
@@ -218,13 +223,14 @@ class Asked:
     def run(self, pool: Executor, progress: Progress) -> dict[str, list[list[Capacity]]]:
         """The capacities of every combination: by seed, by attainment."""
         targets = [each / 100 for each in self.targets]
-        futures = {
-            (label, seed): pool.submit(
-                of_seed, list(overrides), self.out / RUNS / folder_of(label), self.grid, targets, self.rate, seed
-            )
-            for label, overrides in self.combinations.items()
-            for seed in range(1, self.seeds + 1)
-        }
+        with interrupts_blocked():
+            futures = {
+                (label, seed): pool.submit(
+                    of_seed, list(overrides), self.out / RUNS / folder_of(label), self.grid, targets, self.rate, seed
+                )
+                for label, overrides in self.combinations.items()
+                for seed in range(1, self.seeds + 1)
+            }
         found: dict[str, list[list[Capacity]]] = {label: [] for label in self.combinations}
         for (label, seed), future in futures.items():
             found[label].append(future.result())
@@ -335,12 +341,8 @@ def main() -> None:
         asked = Asked.read(words)
         width = max(2, len(os.sched_getaffinity(0)))
         total = len(asked.combinations) * asked.seeds
-        with Progress("searches", total) as progress, ProcessPoolExecutor(width, get_context("spawn")) as pool:
-            try:
-                found = asked.run(pool, progress)
-            except BaseException:
-                pool.shutdown(wait=True, cancel_futures=True)
-                raise
+        with Progress("searches", total) as progress, worker_pool(width) as pool:
+            found = asked.run(pool, progress)
         write_whole(asked.out / CSV, csv_text(asked, found))
     except UserError as error:
         sys.exit(_told(f"voltana-capacity: error: {error}", error.status))

@@ -31,6 +31,7 @@ MAY_IMPORT = {
     "voltana.sim": {*LIBRARY, "voltana.traces"},
     "voltana.live": {*LIBRARY, "voltana.traces", "voltana.sim.plant", "voltana.sim.serving"},
     "voltana.api": {*LIBRARY, "voltana.analysis", "voltana.sim"},
+    "voltana.tuning": {*LIBRARY, "voltana.analysis", "voltana.sim"},
     "voltana.analysis": {*LIBRARY, "voltana.traces", "voltana.sim.plant"},
 }
 """What each room may import beside itself."""

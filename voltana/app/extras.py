@@ -10,6 +10,7 @@ MODULES = {
     "catalogue": ("aiconfigurator_core",),
     "live": ("httptools", "msgspec", "pynvml", "uvloop", "zmq"),
     "profile": ("torch",),
+    "tune": ("optuna",),
     "wandb": ("wandb",),
     "mlflow": ("mlflow",),
 }

@@ -1,0 +1,1 @@
+"""`voltana-tune`: search the parameters of a policy."""
