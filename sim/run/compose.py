@@ -31,8 +31,10 @@ def _composed(overrides: Sequence[str]) -> tuple[dict[str, Any], bool]:
     import hydra_plugins.voltana  # noqa: F401 - makes its launcher known to the configuration
     from hydra import compose, initialize_config_module
 
+    from voltana.app import counts
     from voltana.app.resolve import repeats
 
+    counts.register()
     with initialize_config_module("voltana.conf", version_base="1.3"):
         config = compose("sim", overrides=list(overrides))
         return run_values(config, overrides), repeats(config)

@@ -114,6 +114,9 @@ class _App:
         import hydra
 
         import voltana.app.resolve  # noqa: F401 - what interpolations of any command may use
+        from voltana.app import counts
+
+        counts.register()
 
         def job(config: DictConfig) -> object:
             return self._job(config)
@@ -208,7 +211,8 @@ def _explain_composition(error: ConfigCompositionException) -> str:
 def _explain_missing_config(error: MissingConfigException) -> str:
     group, _, option = (error.missing_cfg_file or "").rpartition("/")
     if error.options and group:
-        return f"{group}={option}: no such option{_choices(option, error.options)}"
+        more = ", or any numbers of instances, such as 4p12d" if group == "cluster" else ""
+        return f"{group}={option}: no such option{_choices(option, error.options)}{more}"
     return one_line(str(error).partition("\nConfig search path:")[0].partition("\nSearch path:")[0])
 
 

@@ -89,7 +89,8 @@ def _opened(path: Path | str) -> sqlite3.Connection:
 
 
 def _code() -> Iterator[bytes]:
-    yield Path(__file__).with_name("resolve.py").read_bytes()
+    for name in ("resolve.py", "counts.py"):
+        yield Path(__file__).with_name(name).read_bytes()
     for package, file in (("hydra", "__init__.py"), ("omegaconf", "version.py")):  # which name their versions
         spec = find_spec(package)
         yield b"" if spec is None else Path(str(spec.origin)).with_name(file).read_bytes()
@@ -118,7 +119,7 @@ def folders_of(sources: Sequence[Mapping[str, str]]) -> list[Path] | None:
                 folders += [Path(each) for each in getattr(find_spec(source["path"]), "submodule_search_locations", ())]
             case "main" | "command-line", "file":
                 folders.append(Path(source["path"]))
-            case _, "structured":
+            case _, "structured" | "counts":
                 pass
             case _:
                 return None
