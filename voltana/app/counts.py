@@ -1,6 +1,6 @@
 """`cluster=4p12d`: any numbers of prefill and decode instances, without a file for each.
 
-A source of Hydra's that has an option of the group `cluster` for every such word: `cluster/2p2d.yaml` with other counts.
+A source of Hydra's with an option of the group `cluster` for every such word: `cluster/2p2d.yaml` with other counts.
 """
 
 from __future__ import annotations
