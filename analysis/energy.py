@@ -18,11 +18,14 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from voltana.errors import UserError
 from voltana.record import RunRecord
+from voltana.record.gpus import gpu_of, side_of
+from voltana.state import PHASES, Phase
 
 if TYPE_CHECKING:
     import numpy as np
@@ -113,22 +116,26 @@ def split(record: RunRecord, frame: pd.DataFrame | None = None) -> dict[str, Jou
         metered.
     """
     rows = record.instances() if frame is None else frame
-    sections = [record.config.get(key) for key in ("gpu", "model")]
-    serving = record.config.get("serving")
-    sections.append(serving.get("engine") if isinstance(serving, dict) else None)
     end_s = record.summary.get("end_s")
     if rows.empty or not isinstance(end_s, int | float):
         return None
     try:
-        gpu = _gpu(json.dumps(sections, sort_keys=True))
+        gpus = {phase: _gpu(json.dumps(_sections(record.config, phase), sort_keys=True)) for phase in PHASES}
     except (UserError, KeyError, TypeError, ValueError):
         return None
     found: dict[str, Joules] = {}
     for name, own in rows.groupby("instance", sort=False):
-        joules = _instance(gpu, own, float(end_s))
+        joules = _instance(gpus[own["phase"].iloc[0]], own, float(end_s))
         if joules is not None:
             found[str(name)] = joules
     return dict(sorted(found.items(), key=lambda each: (each[1].phase != "prefill", each[0]))) or None
+
+
+def _sections(config: Mapping[str, Any], phase: Phase) -> list[Any]:
+    """GPU, model and engine of a phase."""
+    side = side_of(config, phase)
+    model = dict(config["model"], **({"tp": side["tp"]} if side.get("tp") else {}))
+    return [gpu_of(config, phase), model, side.get("engine") or config["serving"]["engine"]]
 
 
 def _instance(gpu: _Gpu, rows: pd.DataFrame, end_s: float) -> Joules | None:

@@ -18,6 +18,7 @@ from typing import Any
 
 from voltana.errors import UserError
 from voltana.record import CONFIG, SUMMARY, RunRecord, find_records, find_unfinished, flatten
+from voltana.record.gpus import about_gpus
 from voltana.record.resolution import unclocked
 
 GROUPS = ("source", "model", "gpu", "cluster", "trace", "arrival", "slo", "rps")
@@ -195,8 +196,10 @@ def flat_config(record: RunRecord) -> Flat:
     In a record that does not tell its arrivals, made before records did, the rate of such a trace is unknown.
     """
     flat: Flat = {"source": record.summary.get("source"), **_flatten(record.config)}
-    if flat.pop("gpu.power", None) == "scaled":
-        flat["gpu.name"] = f"{flat.get('gpu.name')} ({SCALED})"
+    about = about_gpus(record.config)
+    flat.pop("gpu.power", None)
+    if "name" in about:
+        flat["gpu.name"] = f"{about['name']} ({SCALED})" if about.get("power") == "scaled" else about["name"]
     arrivals = record.summary.get("arrivals")
     if isinstance(arrivals, Mapping) and arrivals.get("requested_rps", "") is None:
         rate = arrivals.get("rate_per_s")

@@ -15,6 +15,7 @@ from voltana.analysis.runs import GROUPS, Run, RunSet, Value, identity_keys, rep
 from voltana.errors import UserError
 from voltana.intervals import half_width
 from voltana.record import RunRecord, holder
+from voltana.record.gpus import about_gpus
 from voltana.record.resolution import RESOLVED_POINTS, UNCLOCKED, difference
 from voltana.record.summary import PERCENTILES, energy_rests_on
 
@@ -297,8 +298,7 @@ def _notes(runs: RunSet, rows: Sequence[Row]) -> list[str]:
 
 
 def _power_note(run: Run) -> str:
-    gpu = run.record.config.get("gpu")
-    return energy_rests_on(gpu) if isinstance(gpu, Mapping) else ""
+    return energy_rests_on(about_gpus(run.record.config))
 
 
 def _starved_notes(rows: Sequence[Row]) -> list[str]:

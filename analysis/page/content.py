@@ -15,6 +15,7 @@ from voltana.analysis.page.packed import rounded
 from voltana.analysis.runs import RATE, Run, RunSet, Value
 from voltana.analysis.tables import EQUAL_SAVING, SAVING, Comparison, Estimate, Row
 from voltana.errors import UserError
+from voltana.record.gpus import about_gpus
 
 _MOST_PANELS = 24
 _MOST_LINES = 5
@@ -118,8 +119,8 @@ def _code(about: Mapping[str, Any]) -> str | None:
 
 
 def _power(run: Run) -> str | None:
-    gpu = run.record.config.get("gpu")
-    return str(gpu["power"]) if isinstance(gpu, Mapping) and "power" in gpu else None
+    about = about_gpus(run.record.config)
+    return str(about["power"]) if "power" in about else None
 
 
 def _command(about: Mapping[str, Any]) -> str | None:

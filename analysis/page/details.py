@@ -13,6 +13,7 @@ from voltana.analysis.runs import Run
 from voltana.analysis.tables import ABSENT
 from voltana.errors import UserError
 from voltana.record import COMPLETED, FAILED
+from voltana.record.gpus import gpu_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -196,8 +197,9 @@ def boundaries(run: Run, most_requests: int) -> dict[str, Any] | None:
     slo_ms = run.number("slo", "itl_ms", may_lack=True)
     if who is None or predictor is None or slo_ms is None or not isinstance(policy, Mapping):
         return None
-    part, gpu = policy[who], run.record.config["gpu"]
+    part = policy[who]
     try:
+        gpu = gpu_of(run.record.config, "decode")
         clocks = range(gpu["clock_min_mhz"], gpu["clock_max_mhz"] + 1, gpu["clock_step_mhz"])
         levels = checks.levels("levels_mhz", part["levels_mhz"], clocks)
         budget_s = checks.budget_s(slo_ms / 1e3, part["margin"], part.get("objective_ms"))

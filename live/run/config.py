@@ -13,6 +13,7 @@ from voltana.app.serving import Part
 from voltana.errors import UserError
 from voltana.live.router.settings import RouterSettings
 from voltana.section import Positive, Seconds, Section
+from voltana.state import PHASES
 
 TokenId = Annotated[int, Field(ge=0, strict=True)]
 
@@ -44,6 +45,10 @@ def check(config: LiveConfig) -> LiveConfig:
     low, high = config.client.token_ids
     if low >= high:
         raise UserError(f"client.token_ids: found {[low, high]}, allowed: a lower and a higher bound")
+    for phase in PHASES:
+        if own := {key: value for key, value in config.cluster.side(phase) if value is not None}:
+            key, value = next(iter(own.items()))
+            raise UserError(f"cluster.{phase}.{key}: found {value}, allowed: null; live servers are all of one kind")
     if config.serving.latency_noise:
         found = f"{config.serving.latency_noise:g}"
         raise UserError(f"serving.latency_noise: found {found}, allowed: 0; live servers have noise of their own")

@@ -44,6 +44,7 @@ from voltana.live.telemetry.subscriber import Subscriber
 from voltana.prediction.cache import AUTO, load_predictor, predictor_file
 from voltana.prediction.ecopred import EcoPred
 from voltana.record import RecordWriter, claim
+from voltana.record.gpus import about_gpus
 from voltana.record.provenance import dependencies, provenance
 from voltana.sim.plant.build import build_plant, decode_limits, gpus_per_host
 from voltana.sim.serving.profiling import measured
@@ -108,7 +109,7 @@ class LiveRun:
         self._view = view
         self._overwrite = overwrite
         self._sweep = sweep
-        self._predictor_file: Path | None = None
+        self._predictor_files: dict[str, Path] = {}
         self._plant = build_plant(config)
         self._names = names_of(config)
         self._fleet: Fleet = instantiate(config.servers)
@@ -198,7 +199,7 @@ class LiveRun:
 
     def _writer(self, stack: ExitStack) -> RecordWriter:
         values, folder = self._values, self._folder
-        about = provenance("live", dependencies("live", values, self._predictor_file), self._sweep)
+        about = provenance("live", dependencies("live", values, self._predictor_files), self._sweep)
         claimed = stack.enter_context(claim(folder, values, overwrite=self._overwrite))
         return stack.enter_context(RecordWriter(folder, values, provenance=about, claimed=claimed))
 
@@ -294,7 +295,7 @@ class LiveRun:
 
     def _predictor(self) -> EcoPred:
         config, taken = self._config, measured(self._plant, self._config.profile)
-        self._predictor_file = file = predictor_file(config.predictor, config, taken)
+        self._predictor_files["predictor"] = file = predictor_file(config.predictor, config, taken)
         if config.predictor == AUTO and not file.is_file():
             self._view.say("predictor=auto: profiling the plant and fitting, once")
         return load_predictor(config.predictor, config, taken)
@@ -361,7 +362,13 @@ class LiveRun:
         prefill, decode = ([each.name for each in servers.of(role)] for role in ("prefill", "decode"))
         requests = self._requests
         recorder = LiveRecorder(
-            writer, config.slo.objectives, config.policy.about(), prefill, decode, requests.about, config.about_gpu()
+            writer,
+            config.slo.objectives,
+            config.policy.about(),
+            prefill,
+            decode,
+            requests.about,
+            about_gpus(self._values),
         )
         start_s = time.monotonic() + LEAD_S
         router = await stack.enter_async_context(self._router(servers, bundle, recorder, start_s))

@@ -33,7 +33,8 @@ class FastCluster(RequestFlow[FastInstance]):
     def _instance(self, index: int, meter: Meter, controller: FrequencyController) -> FastInstance:
         """The instance with its actuator, on the host of its GPUs, and its sensor."""
         spec = self._spec
-        of = Made(self._events, spec.plant, meter, controller, spec.noise(meter.name))
+        plant = spec.plant(index)
+        of = Made(self._events, plant, meter, controller, spec.noise(meter.name))
         instance: FastInstance
         if meter.totals.phase == "prefill":
             instance = FastPrefill(of, limits=spec.prefill_limits, finished=self._prefilled)
@@ -46,8 +47,8 @@ class FastCluster(RequestFlow[FastInstance]):
                 finished=self._end,
                 failed=self._fail,
             )
-        host = self._hosts.setdefault(spec.host(index), Turns(1))
-        actuator = FastActuator(self._events, host, spec.actuation, spec.plant.model.tp, instance)
+        host = self._hosts.setdefault(spec.hosts[index], Turns(1))
+        actuator = FastActuator(self._events, host, spec.actuation, plant.model.tp, instance)
         instance.start_at = actuator.start_at
         instance.command = actuator.act_at_once if getattr(controller, "acts_at_once", False) else actuator.command
         instance.sensors, instance.index = self._sensors, index

@@ -38,12 +38,13 @@ class Cluster(RequestFlow[InstanceProcess]):
 
     def _instance(self, index: int, meter: Meter, controller: FrequencyController) -> InstanceProcess:
         spec = self._spec
+        plant = spec.plant(index)
         instance: Instance
         if meter.totals.phase == "prefill":
-            instance = PrefillInstance(spec.plant, meter, spec.prefill_limits, self._prefilled)
+            instance = PrefillInstance(plant, meter, spec.prefill_limits, self._prefilled)
         else:
             instance = DecodeInstance(
-                spec.plant,
+                plant,
                 meter,
                 spec.decode_limits,
                 token=self._recorder.token,
@@ -51,13 +52,13 @@ class Cluster(RequestFlow[InstanceProcess]):
                 failed=self._fail,
             )
         bind_truth(controller, instance)
-        drive, noise = partial(self._drive, spec.host(index)), spec.noise(meter.name)
+        drive, noise = partial(self._drive, spec.hosts[index], plant.model.tp), spec.noise(meter.name)
         return InstanceProcess(self._env, instance, controller, drive, noise, self._sensors, index)
 
-    def _drive(self, host: int, apply: Callable[[Setting], None]) -> Actuator:
+    def _drive(self, host: int, gpus: int, apply: Callable[[Setting], None]) -> Actuator:
         if host not in self._hosts:
             self._hosts[host] = simpy.Resource(self._env)
-        return Actuator(self._env, self._hosts[host], self._spec.actuation, self._spec.plant.model.tp, apply)
+        return Actuator(self._env, self._hosts[host], self._spec.actuation, gpus, apply)
 
     @property
     def now_s(self) -> float:

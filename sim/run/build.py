@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from functools import cache, cached_property
+from collections.abc import Sequence
+from functools import cache, cached_property, partial
 from pathlib import Path
 
 from voltana.app.bundle import Offers, build_bundle
 from voltana.app.serving import DecodeLimits
 from voltana.errors import UserError
-from voltana.prediction.cache import load_predictor, predictor_file
+from voltana.prediction.cache import AUTO, load_predictor, predictor_file
 from voltana.prediction.ecopred import EcoPred
 from voltana.sim.plant import Plant
-from voltana.sim.plant.build import build_plant, decode_limits, gpus_per_host
+from voltana.sim.plant.build import Plants, build_plants, decode_limits, hosts
 from voltana.sim.run.config import SimConfig
 from voltana.sim.serving.noise import latency_noise, length_predictor
 from voltana.sim.serving.profiling import measured
 from voltana.sim.serving.spec import ClusterSpec, Drift
 from voltana.sim.serving.truth import Truth
+from voltana.state import PHASES, Phase
 from voltana.traces import RequestStream
 from voltana.traces.build import build_requests
 
@@ -30,14 +32,15 @@ class RunBuilder:
 
     def __init__(self, config: SimConfig) -> None:
         self._config = config
-        self.plant = build_plant(config)
-        if config.bound in (True, "both") and (self.plant.model.experts or self.plant.model.window):
+        self.plants = build_plants(config)
+        model = self.plants.decode.model
+        if config.bound in (True, "both") and (model.experts or model.window):
             raise UserError(
                 f"bound: found {config.bound}, allowed: false, stationary for mixtures of experts and sliding windows"
             )
         self.slo = config.slo.objectives
-        self.predictor_file: Path | None = None
-        """What the predictor was read from, if a policy asked for one."""
+        self.predictor_files: dict[str, Path] = {}
+        """What the predictors were read from that policies asked for, by their names in the provenance."""
 
     def requests(self) -> RequestStream:
         """The request stream."""
@@ -46,14 +49,15 @@ class RunBuilder:
     def cluster(self) -> ClusterSpec:
         """The cluster with its policies."""
         config, serving = self._config, self._config.serving
-        bundle = build_bundle(config, self.offers)
+        bundle = build_bundle(config, self.offers("prefill"), self.offers("decode"))
+        self._check_sensors([*bundle.prefill_controllers, *bundle.decode_controllers])
         return ClusterSpec(
-            plant=self.plant,
+            plants=self.plants,
             prefill_limits=serving.prefill,
             decode_limits=self._decode_limits,
             link=config.cluster.link,
             actuation=config.actuation,
-            gpus_per_host=gpus_per_host(config, self.plant),
+            hosts=hosts(config, self.plants),
             prefill_controllers=bundle.prefill_controllers,
             decode_controllers=bundle.decode_controllers,
             prefill_router=bundle.prefill_router,
@@ -68,32 +72,57 @@ class RunBuilder:
 
     @cached_property
     def _decode_limits(self) -> DecodeLimits:
-        return decode_limits(self._config.serving.decode, self.plant)
+        return decode_limits(self._config.serving.decode, self.plants.decode)
 
-    @cached_property
-    def offers(self) -> Offers:
-        """What policies may ask for."""
-        gpu, capacity = self.plant.gpu, self._decode_limits.kv_tokens
+    def offers(self, phase: Phase) -> Offers:
+        """What policies of a phase may ask for."""
+        gpu, capacity = self.plants.of(phase).gpu, self._decode_limits.kv_tokens
         return Offers(
             clocks_mhz=gpu.clocks,
             power_limits_w=lambda: (gpu.power_limit_min_w, gpu.power_limit_w),
             kv_capacity_tokens=lambda: capacity,
-            predictor=cache(self._predictor),
+            predictor=partial(self._predictor, phase),
             truth=Truth,
         )
 
-    def _predictor(self) -> EcoPred:
-        config, taken = self._config, measured(self.plant, self._config.profile)
-        predictor = load_predictor(config.predictor, config, taken)
-        self.predictor_file = predictor_file(config.predictor, config, taken)
+    def _predictor(self, phase: Phase) -> EcoPred:
+        """The predictor of a phase: decode's where both are alike."""
+        alike = self.plants.prefill is self.plants.decode
+        return self._fitted("decode" if alike else phase)
+
+    @cache  # noqa: B019 - a builder lives no longer than its run
+    def _fitted(self, phase: Phase) -> EcoPred:
+        source, side, plant = self._config.predictor, self._config.side(phase), self.plants.of(phase)
+        if source != AUTO and self.plants.prefill is not self.plants.decode:
+            raise UserError(f"predictor: found {source}, allowed: auto, as the GPUs of prefill and decode differ")
+        taken = measured(plant, side.profile)
+        predictor = load_predictor(source, side, taken)
+        name = "predictor" if phase == "decode" else "predictor.prefill"
+        self.predictor_files[name] = predictor_file(source, side, taken)
         return predictor
 
+    def _check_sensors(self, controllers: Sequence[object]) -> None:
+        """Refuse controllers that read power from sensors that differ, as one sensor stands for all."""
+        windows = {self.plants.of(phase).gpu.sensor_window_s for phase in PHASES}
+        if len(windows) > 1 and any(getattr(each, "reads_power", False) for each in controllers):
+            raise UserError(
+                "cluster: found GPUs whose power sensors differ (gpu.sensor_window_s), with a policy that reads power; "
+                "allowed: GPUs with the same sensor"
+            )
+
     def _drift(self) -> Drift | None:
-        drift, gpu, engine = self._config.drift, self.plant.gpu, self.plant.engine
+        drift = self._config.drift
         if drift.at_s is None:
             return None
-        slow = engine.but(
-            prefill_slowdown=engine.prefill_slowdown * drift.slowdown,
-            decode_slowdown=engine.decode_slowdown * drift.slowdown,
-        )
-        return Drift(drift.at_s, Plant(gpu.but(base_w=gpu.base_w + drift.base_w), self.plant.model, slow))
+
+        def drifted(plant: Plant) -> Plant:
+            gpu, engine = plant.gpu, plant.engine
+            slow = engine.but(
+                prefill_slowdown=engine.prefill_slowdown * drift.slowdown,
+                decode_slowdown=engine.decode_slowdown * drift.slowdown,
+            )
+            return Plant(gpu.but(base_w=gpu.base_w + drift.base_w), plant.model, slow)
+
+        prefill = drifted(self.plants.prefill)
+        alike = self.plants.prefill is self.plants.decode
+        return Drift(drift.at_s, Plants(prefill, prefill if alike else drifted(self.plants.decode)))

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from voltana import conf
 from voltana.app.kept import KeptCompositions
+from voltana.errors import UserError
+from voltana.state import PHASES, Phase
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -56,4 +59,29 @@ def run_values(config: DictConfig, overrides: Sequence[str]) -> dict[str, Any]:
         from voltana.sim.run.replay import replay_config
 
         config = replay_config(config, overrides)
-    return resolve(config)
+    return resolve(config, {phase: _side(phase, name, overrides) for phase, name in named_gpus(config).items()})
+
+
+def named_gpus(config: DictConfig) -> dict[Phase, str]:
+    """The phases that name a GPU of their own in `cluster`."""
+    from omegaconf import OmegaConf
+
+    found = {phase: OmegaConf.select(config, f"cluster.{phase}.gpu") for phase in PHASES}
+    return {phase: name for phase, name in found.items() if isinstance(name, str)}
+
+
+def _side(phase: Phase, name: str, overrides: Sequence[str]) -> dict[str, Any]:
+    """What goes with the GPU that a phase names: as the run would have it with `gpu=name`, by the Hydra at work."""
+    from hydra import compose
+    from hydra.errors import HydraException
+
+    from voltana.app.cli import explain
+    from voltana.app.resolve import resolve
+
+    shared = [word for word in overrides if not re.match(r"[+~]*(gpu|cluster|replay|hydra)\b", word)]
+    try:
+        values = resolve(compose("sim", overrides=[*shared, f"gpu={name}"]))
+    except HydraException as error:
+        raise UserError(f"cluster.{phase}.gpu: {explain(error)}") from error
+    clocks = values["profile"]["clocks_mhz"]
+    return {"gpu": values["gpu"], "engine": values["serving"]["engine"], "profile_clocks_mhz": clocks}

@@ -18,7 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from voltana.app.kept import KeptCompositions, folders_of
 from voltana.app.resolve import NOT_OF_THE_RUN, repeats, resolve, without_hydra
-from voltana.sim.run.compose import run_values
+from voltana.sim.run.compose import named_gpus, run_values
 
 NUMBERED = "${hydra.job.num}"
 
@@ -124,7 +124,7 @@ class JobComposer:
             self._loader._apply_overrides_to_config(list(settings.values()), config)
         except (HydraException, OmegaConfBaseException):  # which Hydra is to tell
             return None
-        return Job(resolve(config), start.sweep)
+        return None if named_gpus(config) else Job(resolve(config), start.sweep)
 
     def _is_choice(self, override: Override) -> bool:
         return bool(self._loader.repository.group_exists(override.key_or_group))

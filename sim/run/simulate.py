@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from voltana.errors import PolicyError
 from voltana.record import RecordWriter, claim
+from voltana.record.gpus import about_gpus
 from voltana.record.provenance import dependencies, provenance
 from voltana.section import parse
 from voltana.sim.run.build import RunBuilder
@@ -52,12 +53,12 @@ def simulate(
     config = parse(SimConfig, values)
     builder = RunBuilder(config)
     spec, requests = builder.cluster(), builder.requests()
-    about = provenance("sim", dependencies("sim", values, builder.predictor_file), sweep)
+    about = provenance("sim", dependencies("sim", values, builder.predictor_files), sweep)
     with (
         claim(folder, values, overwrite=overwrite) as claimed,
         RecordWriter(folder, values, provenance=about, claimed=claimed) as writer,
     ):
-        recorder = Recorder(writer, builder.slo, config.policy.about(), requests.about, config.about_gpu())
+        recorder = Recorder(writer, builder.slo, config.policy.about(), requests.about, about_gpus(values))
         cluster = engine(config.engine)(spec, requests, recorder, writer.instance, progress)
         started = time.perf_counter()
 

@@ -128,8 +128,10 @@ class RequestFlow(ABC, Generic[AnyDriven]):
             return
 
         def become() -> None:
-            for instance in self._instances:
-                instance.become(drift.plant)
+            for instance in self._prefill:
+                instance.become(drift.plants.prefill)
+            for instance in self._decode:
+                instance.become(drift.plants.decode)
 
         if drift.at_s > self.now_s:
             self._at(drift.at_s, become)

@@ -8,6 +8,7 @@ from functools import cached_property
 
 from voltana.app.serving import Actuation, DecodeLimits, Link, PrefillLimits, Sensor
 from voltana.sim.plant import Plant
+from voltana.sim.plant.build import Plants
 from voltana.sim.serving.job import Job
 from voltana.sim.serving.limits import FrontEnd
 from voltana.sim.serving.truth import Knows, Truth
@@ -22,12 +23,13 @@ class ClusterSpec:
     The controllers are one per instance; `routers` are prefill's and decode's.
     """
 
-    plant: Plant
+    plants: Plants
     prefill_limits: PrefillLimits
     decode_limits: DecodeLimits
     link: Link
     actuation: Actuation
-    gpus_per_host: int
+    hosts: Sequence[int]
+    """Of every instance's GPUs, prefill first."""
     prefill_controllers: Sequence[FrequencyController]
     decode_controllers: Sequence[FrequencyController]
     prefill_router: Router | PrefillScheduler
@@ -47,13 +49,13 @@ class ClusterSpec:
         """Of all instances, prefill first."""
         return [*self.prefill_controllers, *self.decode_controllers]
 
-    def host(self, index: int) -> int:
-        """The host of an instance's GPUs, by its place among all instances."""
-        return index * self.plant.model.tp // self.gpus_per_host
+    def plant(self, index: int) -> Plant:
+        """The physics of an instance, by its place among all."""
+        return self.plants.prefill if index < len(self.prefill_controllers) else self.plants.decode
 
     def transfer_s(self, job: Job) -> float:
         """Time that the KV cache of a request takes over its link once it has a stream."""
-        return self.link.duration_s(job.request.input_tokens * self.plant.kv_bytes_per_token)
+        return self.link.duration_s(job.request.input_tokens * self.plants.prefill.kv_bytes_per_token)
 
     @cached_property
     def predicts_lengths(self) -> bool:
@@ -71,7 +73,7 @@ class Drift:
     """The GPUs turn into others in the middle of a run."""
 
     at_s: float
-    plant: Plant
+    plants: Plants
 
 
 def bind_truth(controller: object, instance: Knows) -> None:

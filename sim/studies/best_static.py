@@ -36,7 +36,7 @@ from voltana.app.terminal import plain_console
 from voltana.errors import UserError
 from voltana.files import write_whole
 from voltana.sim.run.commands import one_thread_each
-from voltana.state import Phase
+from voltana.state import PHASES, Phase
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -49,8 +49,6 @@ OPTIMISM = 0.005
 
 MAX_PAIRS = 60
 """Pairs that are simulated at most."""
-
-PHASES: tuple[Phase, Phase] = ("prefill", "decode")
 
 
 class Pair(NamedTuple):
@@ -105,13 +103,21 @@ class Search:
         tolerance: joint attainment that may be lost against the highest clocks, a fraction.
         target: joint attainment that is enough in any case, a fraction; None: no such.
         width: runs that `measure` does side by side.
+        decode_mhz: clocks of decode, where its GPU has others.
     """
 
     def __init__(
-        self, measure: Measure, clocks_mhz: Sequence[int], tolerance: float, target: float | None = None, width: int = 2
+        self,
+        measure: Measure,
+        clocks_mhz: Sequence[int],
+        tolerance: float,
+        target: float | None = None,
+        width: int = 2,
+        decode_mhz: Sequence[int] | None = None,
     ) -> None:
         self._run = measure
-        self._clocks = tuple(clocks_mhz)
+        self._clocks = (tuple(clocks_mhz), tuple(decode_mhz or clocks_mhz))
+        self._top = Pair(*(clocks[-1] for clocks in self._clocks))
         self._tolerance = tolerance
         self._target = target
         self._width = width
@@ -119,8 +125,7 @@ class Search:
 
     def find(self) -> Found:
         """Search; the least energy whose joint attainment keeps the floor."""
-        top = self._clocks[-1]
-        reference = self._measure([Pair(top, top)])[0]
+        reference = self._measure([self._top])[0]
         self._floor = reference.joint_attainment - self._tolerance
         if self._target is not None:
             self._floor = min(self._floor, self._target)
@@ -136,19 +141,19 @@ class Search:
 
     def _alone(self, phase: Phase, clock_mhz: int) -> Pair:
         """A clock for one phase, the other at the highest."""
-        top = self._clocks[-1]
-        return Pair(clock_mhz, top) if phase == "prefill" else Pair(top, clock_mhz)
+        return self._top._replace(**{f"{phase}_mhz": clock_mhz})
 
     def _line(self, phase: Phase) -> dict[int, Outcome]:
         """Outcomes with the other phase at the highest clock, by the clock of this one."""
-        top, other = self._clocks[-1], 1 - PHASES.index(phase)
-        return {pair[1 - other]: out for pair, out in self._outcomes.items() if pair[other] == top}
+        other = 1 - PHASES.index(phase)
+        return {pair[1 - other]: out for pair, out in self._outcomes.items() if pair[other] == self._top[other]}
 
     def _go_down(self) -> None:
-        coarse = self._clocks[::-1][::COARSE_STEPS]
+        coarse = {phase: clocks[::-1][::COARSE_STEPS] for phase, clocks in zip(PHASES, self._clocks, strict=True)}
         going = list(PHASES)
-        for clock in coarse[1:]:
-            outcomes = self._measure([self._alone(phase, clock) for phase in going])
+        for step in range(1, max(map(len, coarse.values()))):
+            going = [phase for phase in going if step < len(coarse[phase])]
+            outcomes = self._measure([self._alone(phase, coarse[phase][step]) for phase in going])
             going = [phase for phase, out in zip(going, outcomes, strict=True) if self._worth_going_on(phase, out)]
             if not going:
                 return
@@ -159,10 +164,10 @@ class Search:
 
     def _refine(self) -> None:
         near = []
-        for phase in PHASES:
+        for phase, clocks in zip(PHASES, self._clocks, strict=True):
             kept = [(out.phase_j(phase), clock) for clock, out in self._line(phase).items() if self._keeps(out)]
-            place = self._clocks.index(min(kept)[1])
-            around = self._clocks[max(0, place - COARSE_STEPS + 1) : place + COARSE_STEPS]
+            place = clocks.index(min(kept)[1])
+            around = clocks[max(0, place - COARSE_STEPS + 1) : place + COARSE_STEPS]
             near += [self._alone(phase, clock) for clock in around]
         self._measure(near)
 
@@ -264,17 +269,17 @@ def find(values: Mapping[str, Any], tolerance: float, target: float | None, lowe
         UserError: something in the configuration is wrong, or no clock is that high.
     """
     from voltana.section import parse
-    from voltana.sim.plant.build import build_plant
+    from voltana.sim.plant.build import build_plants
     from voltana.sim.run.config import SimConfig
 
-    supported = build_plant(parse(SimConfig, values)).gpu.clocks()
-    clocks = [clock for clock in supported if clock >= lowest_mhz]
-    if not clocks:
-        raise UserError(f"--lowest: found {lowest_mhz}, allowed: up to {supported[-1]} MHz")
+    supported = [plant.gpu.clocks() for plant in build_plants(parse(SimConfig, values))]
+    clocks = [[clock for clock in each if clock >= lowest_mhz] for each in supported]
+    if not all(clocks):
+        raise UserError(f"--lowest: found {lowest_mhz}, allowed: up to {min(each[-1] for each in supported)} MHz")
     width = max(2, len(os.sched_getaffinity(0)))
     with Progress("runs", None, console) as progress, ProcessPoolExecutor(width, get_context("spawn")) as pool:
         try:
-            return Search(Runner(values, pool, progress), clocks, tolerance, target, width).find()
+            return Search(Runner(values, pool, progress), clocks[0], tolerance, target, width, clocks[1]).find()
         except BaseException:
             pool.shutdown(wait=True, cancel_futures=True)
             raise

@@ -65,6 +65,7 @@ from numpy.typing import NDArray
 
 from voltana.record import RunRecord
 from voltana.sim.plant import Plant
+from voltana.sim.plant.build import Plants
 from voltana.sim.plant.decode import CHORD_GRID
 from voltana.sim.plant.operators import LONG, SHORT, Operators, Work
 from voltana.sim.plant.transformer import Transformer
@@ -91,11 +92,11 @@ class EnergyBound(NamedTuple):
         return sum(self)
 
 
-def energy_bound(plant: Plant, slo: Slo, cluster: Cluster, requests: Requests, misses: Misses) -> EnergyBound:
+def energy_bound(plants: Plants, slo: Slo, cluster: Cluster, requests: Requests, misses: Misses) -> EnergyBound:
     """Bound the energy of a run from below, as the module says.
 
     Args:
-        plant: of one instance.
+        plants: of one instance of each phase.
         slo: the objectives.
         cluster: its size and limits.
         requests: those that the run completed.
@@ -103,13 +104,16 @@ def energy_bound(plant: Plant, slo: Slo, cluster: Cluster, requests: Requests, m
     """
     if not len(requests.arrival_s):
         return EnergyBound(0.0, 0.0, 0.0)
-    prefill = prefill_costs(plant, _power_of_two(max(cluster.prefill_tokens, int(requests.input_tokens.max()))))
-    decode = decode_costs(plant, min(cluster.decode_requests, _power_of_two(len(requests.arrival_s))))
+    prefill = prefill_costs(
+        plants.prefill, _power_of_two(max(cluster.prefill_tokens, int(requests.input_tokens.max())))
+    )
+    decode = decode_costs(plants.decode, min(cluster.decode_requests, _power_of_two(len(requests.arrival_s))))
     least_s = prefill.seconds.min() + requests.decoded * decode.seconds.min()
     duration_s = float((requests.arrival_s + least_s).max() - requests.arrival_s.min())
-    instances = cluster.prefill_instances + cluster.decode_instances
+    counts = (cluster.prefill_instances, cluster.decode_instances)
+    lowest_w = [plant.idle_power_w(plant.gpu.clock_min_mhz) for plant in plants]
     return EnergyBound(
-        instances * plant.idle_power_w(plant.gpu.clock_min_mhz) * duration_s,
+        sum(count * idle_w for count, idle_w in zip(counts, lowest_w, strict=True)) * duration_s,
         float(_prefill_j(prefill, slo, cluster, requests, misses)),
         float(_decode_j(decode, slo, cluster, requests, misses)),
     )

@@ -41,6 +41,7 @@ from voltana.sim.run.commands import one_thread_each
 from voltana.sim.run.pool import interrupts_blocked, worker_pool
 from voltana.sim.run.worker import work
 from voltana.sim.studies.asked import combinations, composed, folder_of, number, own_and_overrides, path, whole
+from voltana.state import PHASES
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -166,8 +167,8 @@ def run_at(overrides: Sequence[str], seed: int, folder: Path, rps: float) -> Tri
     if failure is not None:
         raise UserError(failure.reason)
     summary = RunRecord(place).summary
-    cluster = values["cluster"]
-    gpus = (cluster["prefill_instances"] + cluster["decode_instances"]) * values["model"]["tp"]
+    cluster, tp = values["cluster"], values["model"]["tp"]
+    gpus = sum(cluster[f"{phase}_instances"] * (cluster[phase]["tp"] or tp) for phase in PHASES)
     done = summary["requests"]["completed"]
     energy_j = summary["energy_j"]["total"]
     return Tried(rps, summary["joint_attainment"] or 0.0, energy_j / done if done else math.nan, gpus)

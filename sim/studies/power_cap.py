@@ -23,6 +23,7 @@ from voltana.files import write_whole
 from voltana.policies.build import shipped
 from voltana.section import parse
 from voltana.sim.run.commands import sim_command
+from voltana.sim.studies.recorded import RecordedConfig
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -101,10 +102,10 @@ def caps_to_try(natural_w: float, limits_w: tuple[float, float]) -> Iterator[flo
 
 
 def power_limits_w(values: Mapping[str, Any]) -> tuple[float, float]:
-    """Lowest and highest cap that the configured GPU takes."""
+    """Lowest and highest cap that the GPU of decode takes."""
     from voltana.sim.plant import GpuSpec
 
-    gpu = parse(GpuSpec, values["gpu"], "gpu")
+    gpu = parse(GpuSpec, parse(RecordedConfig, values).side("decode").gpu, "gpu")
     return gpu.power_limit_min_w, gpu.power_limit_w
 
 
@@ -128,7 +129,7 @@ def run_trial(values: Mapping[str, Any], folder: Path, cap_w: float | None) -> T
         raise UserError("trace: no request has a second token, allowed: requests that decode")
     return Trial(
         cap_w,
-        working_draw_w(folder) / values["model"]["tp"],
+        working_draw_w(folder) / parse(RecordedConfig, values).side("decode").model["tp"],
         summary["energy_j"]["decode"],
         summary["throughput"]["output_tokens_per_s"],
         summary["itl_attainment"],

@@ -11,14 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import ConfigDict
 
-from voltana.app.config import PlantConfig
+from voltana.app.config import ClusterRun
 from voltana.app.progress import Progress
-from voltana.app.serving import ClusterConfig
 from voltana.errors import UserError
 from voltana.record import COMPLETED, SUMMARY, RunRecord, find_records, replace_summary
 from voltana.section import parse
-from voltana.sim.plant import Plant
-from voltana.sim.plant.build import build_plant
+from voltana.sim.plant.build import Plants, build_plants
 from voltana.sim.run.config import DriftConfig
 from voltana.state import Slo
 
@@ -71,18 +69,17 @@ class Misses(NamedTuple):
 class Recorded(NamedTuple):
     """A run as it was."""
 
-    plant: Plant
+    plants: Plants
     slo: Slo
     cluster: Cluster
     requests: Requests
     misses: Misses
 
 
-class RecordedConfig(PlantConfig):
+class RecordedConfig(ClusterRun):
     """What is needed of a recorded configuration; records of other versions may hold more."""
 
     model_config = ConfigDict(extra="ignore", frozen=True)
-    cluster: ClusterConfig
     drift: DriftConfig
 
 
@@ -100,21 +97,21 @@ def read(record: RunRecord) -> Recorded:
     config = parse(RecordedConfig, record.config)
     if config.serving.latency_noise or config.drift.at_s is not None:
         raise UserError(f"{record.folder}: found noise or drift, allowed: runs on a plant that stays as it is")
-    plant = build_plant(config)
+    plants = build_plants(config)
     prefill, decode = config.serving.prefill, config.serving.decode
     cluster = Cluster(
         config.cluster.prefill_instances,
         config.cluster.decode_instances,
         min(prefill.max_tokens, prefill.chunk_tokens or prefill.max_tokens),
         decode.max_requests,
-        plant.kv_capacity_tokens if decode.kv_tokens == "auto" else decode.kv_tokens,
+        plants.decode.kv_capacity_tokens if decode.kv_tokens == "auto" else decode.kv_tokens,
     )
     table = record.requests()
     done = table[table["status"] == COMPLETED]
     requests = Requests(*(done[name].to_numpy() for name in Requests._fields))
     slo = Slo(*(record.summary["slo"][name] / 1e3 for name in ("ttft_ms", "itl_ms")))
     misses = Misses(int((done["ttft_s"] > slo.ttft_s).sum()), int((done["mean_itl_s"] > slo.itl_s).sum()))
-    return Recorded(plant, slo, cluster, requests, misses)
+    return Recorded(plants, slo, cluster, requests, misses)
 
 
 class Found(NamedTuple):

@@ -35,6 +35,7 @@ import numpy as np
 from voltana.errors import UserError
 from voltana.record import RunRecord
 from voltana.sim.plant import Plant
+from voltana.sim.plant.build import Plants
 from voltana.sim.run.config import at_one_rate
 from voltana.sim.studies.recorded import Cluster, Floats, Found, Requests, add, command, read
 from voltana.state import Slo
@@ -75,11 +76,11 @@ class Optimum(NamedTuple):
         return self.idle_w * duration_s + served_j
 
 
-def optimum(plant: Plant, slo: Slo, cluster: Cluster, requests: Requests) -> Optimum | None:
+def optimum(plants: Plants, slo: Slo, cluster: Cluster, requests: Requests) -> Optimum | None:
     """The stationary optimum, as the module says; None if no clocks bear the rate within the objectives.
 
     Args:
-        plant: of one instance.
+        plants: of one instance of each phase.
         slo: the objectives.
         cluster: its size and limits.
         requests: at least two that do not come at once; their rate and mean lengths count.
@@ -92,13 +93,14 @@ def optimum(plant: Plant, slo: Slo, cluster: Cluster, requests: Requests) -> Opt
     if not span_s:
         raise UserError(f"found {count} completed requests at one time, allowed: some at different times")
     per_s = (count - 1) / span_s
-    prefill = _prefill(plant, slo, cluster, requests, per_s)
-    decode = _decode(plant, slo, cluster, requests, per_s)
+    prefill = _prefill(plants.prefill, slo, cluster, requests, per_s)
+    decode = _decode(plants.decode, slo, cluster, requests, per_s)
     if prefill is None or decode is None:
         return None
     tokens_per_s = per_s * float(requests.decoded.mean())
     decode_j = sum(place.excess_j * share for place, share in decode)
-    idle_w = plant.idle_power_w(plant.gpu.clock_min_mhz) * (cluster.prefill_instances + cluster.decode_instances)
+    counts = (cluster.prefill_instances, cluster.decode_instances)
+    idle_w = sum(_idle_w(plant) * count for plant, count in zip(plants, counts, strict=True))
     return Optimum(idle_w, prefill, tuple(place for place, _ in decode), decode_j if tokens_per_s else 0.0)
 
 
@@ -197,7 +199,7 @@ def optimum_of(record: RunRecord) -> tuple[Optimum, float] | None:
         raise UserError(f"{record.folder}: found arrivals at no one rate, allowed: those of poisson, gamma, uniform")
     run = read(record)
     try:
-        found = optimum(run.plant, run.slo, run.cluster, run.requests)
+        found = optimum(run.plants, run.slo, run.cluster, run.requests)
     except UserError as error:
         raise UserError(f"{record.folder}: {error}") from error
     return found and (found, found.energy_j(run.requests, record.summary["duration_s"]))

@@ -40,13 +40,18 @@ class Bundle:
     decode_router: Router
 
 
-def build_bundle(config: RunConfig, offers: Offers) -> Bundle:
+def build_bundle(config: RunConfig, offers: Offers, decode: Offers | None = None) -> Bundle:
     """Build all policies of a run; what they answer is checked (`voltana.policies.asked`).
+
+    Args:
+        config: of the run.
+        offers: what there is for policies.
+        decode: the same for those of decode, if their GPUs are others.
 
     Raises:
         PolicyError, UserError: see `voltana.policies.build.build_policy`.
     """
-    builder, cluster = _Builder(config, offers), config.cluster
+    builder, cluster = _Builder(config, {"prefill": offers, "decode": decode or offers}), config.cluster
     return Bundle(
         prefill_controllers=builder.controllers("prefill", cluster.prefill_instances),
         decode_controllers=builder.controllers("decode", cluster.decode_instances),
@@ -58,23 +63,28 @@ def build_bundle(config: RunConfig, offers: Offers) -> Bundle:
 class _Builder:
     """Builds the parts of one bundle, each in its turn, since some draw a seed."""
 
-    def __init__(self, config: RunConfig, offers: Offers) -> None:
+    def __init__(self, config: RunConfig, offers: Mapping[Phase, Offers]) -> None:
+        self._config = config
         self._policy = config.policy
         self._offers = offers
-        seeds = _seeds(config.seed)
-        self._to_all: dict[str, Callable[[], Any]] = {
-            "slo": lambda: config.slo.objectives,
-            "clocks_mhz": self._clocks_mhz,
+        self._seeds = _seeds(config.seed)
+
+    def _offered(self, phase: Phase) -> dict[str, Callable[[], Any]]:
+        """What all policies of a phase are offered."""
+        offers = self._offers[phase]
+        found: dict[str, Callable[[], Any]] = {
+            "phase": lambda: phase,
+            "slo": lambda: self._config.slo.objectives,
+            "clocks_mhz": lambda: self._clocks_mhz(phase),
             "predictor": offers.predictor,
             "kv_capacity_tokens": offers.kv_capacity_tokens,
             "power_limits_w": offers.power_limits_w,
-            "seed": lambda: next(seeds),
+            "seed": lambda: next(self._seeds),
         }
-        if offers.truth is not None:
-            self._to_all["truth"] = offers.truth
+        return found if offers.truth is None else {**found, "truth": offers.truth}
 
-    def _clocks_mhz(self) -> tuple[int, ...]:
-        return tuple(self._offers.clocks_mhz())  # nothing a policy could change for the others
+    def _clocks_mhz(self, phase: Phase) -> tuple[int, ...]:
+        return tuple(self._offers[phase].clocks_mhz())  # nothing a policy could change for the others
 
     def controllers(self, phase: Phase, count: int) -> list[FrequencyController]:
         """Those of a phase, one an instance."""
@@ -83,8 +93,8 @@ class _Builder:
             AskedController(
                 self._who(key, f"{phase}-{index}"),
                 self._build(key, phase, index),
-                self._clocks_mhz(),
-                self._offers.power_limits_w,
+                self._clocks_mhz(phase),
+                self._offers[phase].power_limits_w,
             )
             for index in range(count)
         ]
@@ -112,7 +122,7 @@ class _Builder:
         )
 
     def _build(self, key: str, phase: Phase, instance: int | None = None) -> Any:
-        offered = {"phase": lambda: phase, **self._to_all}
+        offered = self._offered(phase)
         if instance is not None:
             offered["instance"] = lambda: instance
             if phase == "prefill":

@@ -6,9 +6,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from voltana.app.serving import Actuation, ClusterConfig, Part, Sensor, ServingConfig
+from voltana.app.serving import Actuation, Clocks, ClusterConfig, Part, Sensor, ServingConfig
 from voltana.section import Count, Positive, Section, Span, WholeNumber, between
-from voltana.state import Slo
+from voltana.state import Phase, Slo
 
 
 class SloConfig(Section):
@@ -77,7 +77,7 @@ class ProfileConfig(Profile):
     """`profile` of the plant."""
 
     source: Literal["plant"]
-    clocks_mhz: Annotated[list[Count], Field(min_length=2)]
+    clocks_mhz: Clocks
     noise: Annotated[float, between(0, 0.5)]
 
 
@@ -90,10 +90,28 @@ class PlantConfig(Section):
     profile: ProfileConfig
 
 
-class RunConfig(PlantConfig):
-    """What a run is given in either world."""
+class ClusterRun(PlantConfig):
+    """The same for a cluster, whose phases may differ."""
 
     cluster: ClusterConfig
+
+    def side(self, phase: Phase) -> PlantConfig:
+        """What the instances of a phase are made of: the shared sections, but for what the phase has of its own."""
+        own = self.cluster.side(phase)
+        gpu, model = own.gpu or self.gpu, self.model if own.tp is None else {**self.model, "tp": own.tp}
+        if own.power_limit_w is not None:
+            gpu = {**gpu, "power_limit_w": own.power_limit_w}
+        return PlantConfig(
+            model=model,
+            gpu=gpu,
+            serving=self.serving.model_copy(update={"engine": own.engine or self.serving.engine}),
+            profile=self.profile.model_copy(update={"clocks_mhz": own.profile_clocks_mhz or self.profile.clocks_mhz}),
+        )
+
+
+class RunConfig(ClusterRun):
+    """What a run is given in either world."""
+
     actuation: Actuation
     sensor: Sensor
     trace: Part
@@ -105,7 +123,3 @@ class RunConfig(PlantConfig):
     requests: Count | None
     seed: WholeNumber
     predictor: str
-
-    def about_gpu(self) -> dict[str, Any]:
-        """The GPU as the summary of a run tells it: its name, and whether its power was measured or scaled."""
-        return {"name": self.gpu.get("name"), "power": self.gpu.get("power", "measured")}

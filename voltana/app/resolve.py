@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -15,8 +16,13 @@ NOT_OF_THE_RUN = ("hydra", "objective", "overwrite", "replay")
 """Keys that say how to go about a run, or where its configuration is from: they are not in its record."""
 
 
-def resolve(config: DictConfig) -> dict[str, Any]:
-    """The configuration of a run as plain values, without `NOT_OF_THE_RUN`, and with its clocks in MHz."""
+def resolve(config: DictConfig, sides: Mapping[str, Mapping[str, Any]] | None = None) -> dict[str, Any]:
+    """The configuration of a run as plain values, without `NOT_OF_THE_RUN`, and with its clocks in MHz.
+
+    Args:
+        config: as Hydra composed it.
+        sides: by phase, the values that go with the GPU it names in `cluster`.
+    """
     values = OmegaConf.to_container(without_hydra(config), resolve=True)
     assert isinstance(values, dict)
     model = values.get("model")
@@ -24,13 +30,30 @@ def resolve(config: DictConfig) -> dict[str, Any]:
         from voltana.app.huggingface import from_path
 
         values["model"] = from_path(model)
-    gpu = values.get("gpu", {})
-    words = ("policy", "profile") if isinstance(gpu, dict) else ()
-    return {
-        str(key): in_mhz(value, gpu) if key in words else value
-        for key, value in values.items()
-        if key not in NOT_OF_THE_RUN
-    }
+    for phase, own in (sides or {}).items():
+        values["cluster"][phase].update(own)
+    for key in ("policy", "profile"):
+        if key in values:
+            values[key] = section_in_mhz(key, values)
+    return {str(key): value for key, value in values.items() if key not in NOT_OF_THE_RUN}
+
+
+def section_in_mhz(section: str, values: Mapping[Any, Any]) -> Any:
+    """A section of a configuration with its clocks in MHz.
+
+    Parts of a policy go by the GPU of their phase, everything else by `gpu`.
+    """
+    gpu, found = values.get("gpu"), values[section]
+    if not isinstance(gpu, dict) or not isinstance(found, dict):
+        return found
+    return {key: in_mhz({key: value}, _gpu_of(key, values, gpu))[key] for key, value in found.items()}
+
+
+def _gpu_of(key: str, values: Mapping[Any, Any], shared: dict[str, Any]) -> dict[str, Any]:
+    cluster, phase = values.get("cluster"), key.partition("_")[0]
+    side = cluster.get(phase) if isinstance(cluster, dict) else None
+    own = side.get("gpu") if isinstance(side, dict) else None
+    return own if isinstance(own, dict) else shared
 
 
 def without_hydra(config: DictConfig) -> DictConfig:

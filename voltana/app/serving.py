@@ -8,12 +8,14 @@ from __future__ import annotations
 import math
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import model_validator
+from pydantic import Field, field_validator, model_validator
 
 from voltana.section import Count, Positive, Seconds, Section, WholeNumber, between
+from voltana.state import Phase
 
 Part = dict[str, Any]
 """A section that is checked by what is built from it."""
+Clocks = Annotated[list[Count], Field(min_length=2)]
 
 
 class Link(Section):
@@ -30,6 +32,28 @@ class Link(Section):
         return self.latency_s + size_bytes * self.streams / self.bytes_per_s
 
 
+class Side(Section):
+    """`cluster.prefill`, `cluster.decode`: what the instances of a phase have of their own; null: what all have."""
+
+    gpu: Part | None = None
+    """In the place of the section `gpu`. On the command line the name of one, such as `h100_sxm`."""
+    tp: Count | None = None
+    """In the place of `model.tp`."""
+    power_limit_w: Positive | None = None
+    """In the place of that of the GPU."""
+    engine: Part | None = None
+    """In the place of `serving.engine`: what goes with its GPU."""
+    profile_clocks_mhz: Clocks | None = None
+    """In the place of `profile.clocks_mhz`: the same shares of its GPU's highest clock."""
+
+    @field_validator("gpu", mode="before")
+    @classmethod
+    def _composed(cls, gpu: object) -> object:
+        if isinstance(gpu, str):
+            raise ValueError("null; clusters of several kinds of GPU are simulated alone (voltana-sim)")
+        return gpu
+
+
 class ClusterConfig(Section):
     """`cluster`."""
 
@@ -38,6 +62,12 @@ class ClusterConfig(Section):
     decode_instances: Count
     gpus_per_host: Count
     link: Link
+    prefill: Side = Side()
+    decode: Side = Side()
+
+    def side(self, phase: Phase) -> Side:
+        """That of a phase."""
+        return self.prefill if phase == "prefill" else self.decode
 
 
 class PrefillLimits(Section):

@@ -62,17 +62,20 @@ def provenance(
     }
 
 
-def dependencies(source: str, config: Mapping[str, Any], predictor: Path | None = None) -> dict[str, dict[str, str]]:
+def dependencies(
+    source: str, config: Mapping[str, Any], predictors: Mapping[str, Path] | None = None
+) -> dict[str, dict[str, str]]:
     """What a run depends on beside its configuration: for each a path and a SHA-256.
 
     Args:
         source: "sim" or "live".
         config: the resolved configuration.
-        predictor: the file that the run's predictor was read from, if it has one.
+        predictors: by name the file that each predictor of the run was read from: `predictor`, and `predictor.prefill`
+            where prefill has another one.
 
     Returns:
         By name: `code` of this project, `<key>._target_` for each class outside it with the modules of the user's that
-        it imports, `<key>.path` for each file that the configuration names, `predictor`.
+        it imports, `<key>.path` for each file that the configuration names, and the predictors.
     """
     found = {"code": {"path": str(_root()), "sha256": _own_code(source)}}
     for key, value in flatten(config).items():
@@ -84,8 +87,8 @@ def dependencies(source: str, config: Mapping[str, Any], predictor: Path | None 
             found[key] = {"path": os.pathsep.join(map(str, files)), "sha256": _hash(files)}
         elif name == "path" and Path(value).is_file():
             found[key] = {"path": str(Path(value).absolute()), "sha256": _hash([Path(value)])}
-    if predictor is not None:
-        found["predictor"] = {"path": str(predictor.absolute()), "sha256": _hash([predictor])}
+    for name, predictor in (predictors or {}).items():
+        found[name] = {"path": str(predictor.absolute()), "sha256": _hash([predictor])}
     return found
 
 
@@ -106,13 +109,18 @@ def changed(record: RunRecord) -> list[str]:
     if not isinstance(then, Mapping):
         return [PROVENANCE]
     then = dict(then)
-    predictor = Path(then["predictor"]["path"]) if "predictor" in then else None
-    if predictor is not None and not predictor.is_file():
-        if record.config.get("predictor") == "auto":  # it is fitted again, by the code and configuration compared here
-            del then["predictor"]
-        predictor = None
-    now = dependencies(about["source"], record.config, predictor)
+    predictors = {}
+    for name in _PREDICTORS & then.keys():
+        predictor = Path(then[name]["path"])
+        if predictor.is_file():
+            predictors[name] = predictor
+        elif record.config.get("predictor") == "auto":  # it is fitted again, by what is compared here
+            del then[name]
+    now = dependencies(about["source"], record.config, predictors)
     return sorted(name for name in {*then, *now} if _sha(then.get(name)) != _sha(now.get(name)))
+
+
+_PREDICTORS = {"predictor", "predictor.prefill"}
 
 
 def still_there(record: RunRecord, name: str) -> Path | None:

@@ -143,7 +143,8 @@ def energy_rests_on(gpu: Mapping[str, Any]) -> str:
     """What is to be said of energies on a GPU, if anything, from `gpu` of a summary or a configuration."""
     if gpu.get("power") != "scaled":
         return ""
-    return f"power of {gpu.get('name')} is scaled from a relative, not measured (docs/catalogue.md)"
+    names = " and ".join(map(str, gpu.get("scaled", [gpu.get("name")])))
+    return f"power of {names} is scaled from a relative, not measured (docs/catalogue.md)"
 
 
 def arrivals_in_words(arrivals: Mapping[str, Any]) -> list[tuple[str, str]]:

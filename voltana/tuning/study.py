@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from voltana.app.objective import Objective, objectives
-from voltana.clock_words import in_mhz
+from voltana.app.resolve import section_in_mhz
 from voltana.errors import UserError
 from voltana.record import RunRecord
 from voltana.record.claim import differing
@@ -71,7 +71,7 @@ class Task:
         """The configuration of a run; the policies of points have names of their own."""
         values = dict(self.values[seed])
         if params:
-            policy = in_mhz(at(values["policy"], self.space, params), values["gpu"])
+            policy = section_in_mhz("policy", {**values, "policy": at(values["policy"], self.space, params)})
             values["policy"] = policy | {"name": f"{policy['name']}_{self.label(params)}"}
         return values
 

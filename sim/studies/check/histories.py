@@ -72,9 +72,9 @@ def _record(values: Mapping[str, Any], seed: int) -> World:
     config = parse(SimConfig, values)
     builder, world, random = RunBuilder(config), World(values), Random(seed)
     spec = builder.cluster()
-    clocks_mhz = builder.plant.gpu.clocks()
 
     def controllers(phase: Phase, count: int) -> list[_AnyClock]:
+        clocks_mhz = builder.plants.of(phase).gpu.clocks()
         lists: Iterator[list[LoadSnapshot]] = iter([world.snapshots[phase]])  # of the first instance alone
         return [_AnyClock(clocks_mhz, random, next(lists, None)) for _ in range(count)]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -21,10 +22,9 @@ from voltana.sim.studies.check.finding import ANSWERS, Broken, Finding, check
 from voltana.sim.studies.check.histories import Question, World, drawn_questions, record_worlds
 from voltana.sim.studies.check.routers import RouterSubject, check_router
 from voltana.sim.studies.check.schedulers import check_scheduler
-from voltana.state import Phase
+from voltana.state import PHASES, Phase
 
 ENGINES = "both engines agree"
-PHASES: tuple[Phase, Phase] = ("prefill", "decode")
 
 
 def check_policy(values: Mapping[str, Any], worlds: Sequence[World] | None = None) -> list[Finding]:
@@ -41,17 +41,17 @@ def check_policy(values: Mapping[str, Any], worlds: Sequence[World] | None = Non
     run = {key: value for key, value in values.items() if key != "check"}
     worlds = worlds or list(record_worlds(run, settings.requests))
     places = [_Place(world, run["policy"]) for world in worlds]
-    drawn = drawn_questions(places[0].clocks_mhz, settings.questions, run["seed"])
     findings: list[Finding] = []
     for phase in PHASES:
         controllers = [place.controller(phase) for place in places]
         findings += check_controller(f"{phase}_controller", controllers, settings.decision_us)
     for phase in PHASES:
         if phase == "prefill" and isinstance(places[0].scheduler(), AskedScheduler):
-            top_mhz, requests = places[0].clocks_mhz[-1], settings.requests
+            top_mhz, requests = places[0].clocks_mhz(phase)[-1], settings.requests
             findings += check_scheduler(f"{phase}_router", places[0].scheduler, requests, top_mhz, settings.decision_us)
             continue
         routers = [place.router(phase, place.world.questions[phase]) for place in places]
+        drawn = drawn_questions(places[0].clocks_mhz(phase), settings.questions, run["seed"])
         routers.append(places[0].router(phase, drawn))
         findings += check_router(f"{phase}_router", routers, settings.decision_us)
     findings.append(check("all", "no mutation", lambda: _untouched(places)))
@@ -69,23 +69,28 @@ class _Place:
         self.world = world
         self._config = parse(SimConfig, {**world.values, "policy": policy})
         self._builder = RunBuilder(self._config)
-        self._offers = replace(self._builder.offers, predictor=self._predictor)
-        self._given: tuple[EcoPred, str] | None = None
-        self.clocks_mhz = self._builder.plant.gpu.clocks()
+        self._given: dict[Phase, tuple[EcoPred, str]] = {}
+        self._offers = [
+            replace(self._builder.offers(phase), predictor=partial(self._predictor, phase)) for phase in PHASES
+        ]
 
-    def _predictor(self) -> EcoPred:
-        if self._given is None:
-            predictor = self._builder.offers.predictor()
-            self._given = predictor, predictor.as_json()
-        return self._given[0]
+    def clocks_mhz(self, phase: Phase) -> Sequence[int]:
+        """Clocks of a phase's GPU."""
+        return self._builder.plants.of(phase).gpu.clocks()
+
+    def _predictor(self, phase: Phase) -> EcoPred:
+        if phase not in self._given:
+            predictor = self._builder.offers(phase).predictor()
+            self._given[phase] = predictor, predictor.as_json()
+        return self._given[phase][0]
 
     @property
     def untouched(self) -> bool:
-        """Whether the predictor, if it was given, still says what it said."""
-        return self._given is None or self._given[0].as_json() == self._given[1]
+        """Whether the predictors that were given still say what they said."""
+        return all(predictor.as_json() == said for predictor, said in self._given.values())
 
     def _bundle(self) -> Bundle:
-        return build_bundle(self._config, self._offers)
+        return build_bundle(self._config, *self._offers)
 
     def controller(self, phase: Phase) -> Subject:
         """The controller of the first instance of a phase."""
@@ -95,7 +100,7 @@ class _Place:
             controllers = bundle.prefill_controllers if phase == "prefill" else bundle.decode_controllers
             return cast(AskedController, controllers[0])
 
-        return Subject(make, self.world.snapshots[phase], self._builder.plant, phase)
+        return Subject(make, self.world.snapshots[phase], self._builder.plants.of(phase), phase)
 
     def scheduler(self) -> AskedScheduler:
         """What stands before prefill, if that is a scheduler."""

@@ -20,6 +20,7 @@ from voltana.policies.balancers import RoundRobin
 from voltana.record import RecordWriter, RunRecord
 from voltana.sim.fast import FastCluster
 from voltana.sim.plant import DecodeLine, Plant, Step
+from voltana.sim.plant.build import Plants
 from voltana.sim.reference.cluster import Cluster
 from voltana.sim.serving.limits import FrontEnd
 from voltana.sim.serving.recorder import Recorder
@@ -119,13 +120,13 @@ def cluster_of(plant: LinearPlant, **other: Any) -> ClusterSpec:
         "sensor": Sensor(name="", period_s=0.1, window_s=0.1, error=0.0),
         "seed": 0,
         "front_end": FrontEnd(name="", leg_s=0.0, stall_s=0.0, stall_legs=None),
-        "gpus_per_host": 8,
+        "hosts": [0] * 64,
         "prefill_controllers": [HighestClock()],
         "decode_controllers": [HighestClock()],
         "prefill_router": RoundRobin(),
         "decode_router": RoundRobin(),
     }
-    return ClusterSpec(plant=cast(Plant, plant), **{**parts, **other})
+    return ClusterSpec(plants=Plants(*[cast(Plant, plant)] * 2), **{**parts, **other})
 
 
 @pytest.fixture(params=list(ENGINES), scope="module", name="engine")

@@ -131,7 +131,7 @@ def test_it_sees_the_object_of_its_bundle(values: Callable[..., dict[str, Any]],
 
     parts = {"prefill_router": _mine("HoldsEach", seconds=0.1), "prefill_controller": _mine("KeepsWaits")}
     config = parse(SimConfig, _with(values("policy=static_max"), **parts))
-    bundle = build_bundle(config, RunBuilder(config).offers)
+    bundle = build_bundle(config, RunBuilder(config).offers("prefill"))
     made: list[Any] = [controller._policy.scheduler for controller in bundle.prefill_controllers]  # type: ignore[attr-defined]
     assert made[0] is made[1] is bundle.prefill_router._policy  # type: ignore[union-attr]
 

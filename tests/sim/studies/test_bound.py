@@ -17,7 +17,7 @@ from voltana.errors import UserError
 from voltana.record import SUMMARY, RunRecord
 from voltana.section import parse
 from voltana.sim.plant import Plant
-from voltana.sim.plant.build import build_plant
+from voltana.sim.plant.build import Plants, build_plant
 from voltana.sim.run.compose import compose_sim
 from voltana.sim.run.config import SimConfig
 from voltana.sim.run.simulate import simulate
@@ -129,7 +129,9 @@ def test_no_schedule_uses_less(
     itl_s = (ends_s - first.duration_s) / np.maximum(outputs - 1, 1)
     misses = Misses(len(inputs) * int(first.duration_s > slo.ttft_s), int((itl_s > slo.itl_s).sum()))
     requests = Requests(np.zeros(len(inputs)), inputs, outputs)
-    bound = energy_bound(plant, slo, Cluster(1, 1, 16384, 1024, plant.kv_capacity_tokens), requests, misses)
+    bound = energy_bound(
+        Plants(plant, plant), slo, Cluster(1, 1, 16384, 1024, plant.kv_capacity_tokens), requests, misses
+    )
     assert bound.total_j <= spent_j * (1 + ROUNDING)
 
 
@@ -149,7 +151,7 @@ def test_it_is_tight_where_a_best_schedule_is_known(plant: Plant) -> None:
         end_s = last_s + steps[-1].duration_s
         return 2 * idle_w * end_s + sum(step.duration_s * (step.power_w - idle_w) for step in steps)
 
-    bound = energy_bound(plant, Slo(100.0, 10.0), cluster, requests, Misses(0, 0))
+    bound = energy_bound(Plants(plant, plant), Slo(100.0, 10.0), cluster, requests, Misses(0, 0))
     best = min(map(spent_j, plant.gpu.clocks()))
     assert 0.99 * best < bound.total_j <= best
     excess_j = best - bound.idle_j
@@ -162,7 +164,7 @@ def test_a_tighter_objective_costs_and_a_miss_saves(plant: Plant) -> None:
     cluster = Cluster(1, 1, 16384, 1024, plant.kv_capacity_tokens)
 
     def bound(itl_s: float, misses: int = 0) -> float:
-        return energy_bound(plant, Slo(0.6, itl_s), cluster, requests, Misses(misses, misses)).decode_j
+        return energy_bound(Plants(plant, plant), Slo(0.6, itl_s), cluster, requests, Misses(misses, misses)).decode_j
 
     by_objective = [bound(itl_s) for itl_s in (0.1, 0.05, 0.03, 0.02, 0.015)]
     assert by_objective == sorted(by_objective) and by_objective[-1] > 1.2 * by_objective[0]
@@ -172,7 +174,7 @@ def test_a_tighter_objective_costs_and_a_miss_saves(plant: Plant) -> None:
 
 def test_nothing_completed_needs_nothing(plant: Plant) -> None:
     none = Requests(np.zeros(0), np.zeros(0, np.int64), np.zeros(0, np.int64))
-    assert energy_bound(plant, Slo(1, 1), Cluster(1, 1, 100, 10, 1000), none, Misses(0, 0)).total_j == 0
+    assert energy_bound(Plants(plant, plant), Slo(1, 1), Cluster(1, 1, 100, 10, 1000), none, Misses(0, 0)).total_j == 0
 
 
 # The parts.

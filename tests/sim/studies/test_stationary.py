@@ -15,7 +15,7 @@ from voltana.errors import UserError
 from voltana.record import SUMMARY, RunRecord
 from voltana.section import parse
 from voltana.sim.plant import Plant
-from voltana.sim.plant.build import build_plant
+from voltana.sim.plant.build import Plants, build_plant
 from voltana.sim.run.compose import compose_sim
 from voltana.sim.run.config import SimConfig
 from voltana.sim.run.worker import run_job
@@ -53,7 +53,7 @@ def test_no_policy_uses_less(run: Run, policy: str) -> None:
 @pytest.mark.parametrize("per_s", [0.5, 20.0, 60.0])
 def test_it_keeps_the_objectives_and_what_it_stands_at_is_the_plants(per_s: float) -> None:
     requests = flow(per_s)
-    best = optimum(plant(), LOOSE, SIZE, requests)
+    best = optimum(Plants(plant(), plant()), LOOSE, SIZE, requests)
     assert best is not None
     idle_w, at = plant().idle_power_w(210), best.prefill
     step = plant().prefill(at.requests, at.requests * 200, at.requests * 20_100, at.clock_mhz)
@@ -76,7 +76,7 @@ def test_more_room_never_costs_more(per_s: float, instances: int, itl_s: float) 
     """Nor do more instances or a longer objective; a higher rate does."""
 
     def power_w(slo: Slo, size: Cluster, rate: float) -> float:
-        best = optimum(plant(), slo, size, flow(rate))
+        best = optimum(Plants(plant(), plant()), slo, size, flow(rate))
         return np.inf if best is None else rate * (best.prefill.excess_j + 149 * best.decode_j)
 
     size, slo = SIZE._replace(decode_instances=instances), Slo(0.78, itl_s)
@@ -98,14 +98,14 @@ def test_the_split_is_the_cheapest(prices: list[float], instances: int) -> None:
 
 def test_what_cannot_be_borne_has_none(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     record = run("policy=static_max", "rps=900", "requests=200")
-    assert optimum(plant(), LOOSE, SIZE, flow(900.0)) is None
+    assert optimum(Plants(plant(), plant()), LOOSE, SIZE, flow(900.0)) is None
     assert main([str(tmp_path)]) == 0
     assert "no stationary optimum: no clocks bear this rate" in capsys.readouterr().out
     assert json.loads((record.folder / SUMMARY).read_text())[KEY] is None
 
 
 def test_nothing_to_decode_costs_nothing() -> None:
-    best = optimum(plant(), LOOSE, SIZE, flow(10.0, outputs=1))
+    best = optimum(Plants(plant(), plant()), LOOSE, SIZE, flow(10.0, outputs=1))
     assert best is not None and best.decode == () and best.decode_j == 0
 
 

@@ -40,7 +40,7 @@ def config(target: str = "by_batch.ByBatch") -> dict[str, object]:
 
 
 def write(folder: Path, values: dict[str, object], predictor: Path | None = None) -> RunRecord:
-    about = provenance("sim", dependencies("sim", values, predictor))
+    about = provenance("sim", dependencies("sim", values, predictor and {"predictor": predictor}))
     with RecordWriter(folder, values, provenance=about) as writer:
         writer.summary({"source": "sim"})
     return RunRecord(folder)
