@@ -32,7 +32,7 @@ SMALLER = {
     "voltana-sim": ("duration_s=1", *SMALL_PROFILE),
     "voltana-live": ("duration_s=1", "trace=fixed", *SMALL_PROFILE),
     "voltana-profile": SMALL_PROFILE,
-    "voltana-tune": ("duration_s=1", "seeds=2", "trials=3", "slo.scale=9", *SMALL_PROFILE),
+    "voltana-tune": ("duration_s=1", "seeds=2", "trials=3", *SMALL_PROFILE),
     "voltana-capacity": ("duration_s=1", "seeds=1", "precision=1", *SMALL_PROFILE),
     "voltana-check": ("check.requests=20", *SMALL_PROFILE),
 }

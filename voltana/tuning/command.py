@@ -195,7 +195,9 @@ def notes_of(result: Result, asked: Asked) -> list[str]:
         notes.append(f"The first failure: {failed[0].label} {failed[0].given_up}")
     kept = ", ".join(f"{key} {'>=' if wanted_high(key) else '<='} {bound:.6g}" for key, bound in result.kept.items())
     if result.chosen is None:
-        return [*notes, f"No trial keeps {kept}, so there is no preset."]
+        if not result.front:
+            return [*notes, "No trial was finished: the policy as it is beats all that was tried. There is no preset."]
+        return [*notes, f"No trial that was finished keeps {kept}, so there is no preset."]
     change, half = change_pct(result.chosen, result.as_it_is, 0)
     if not _is_better(change, half, task.objective[0]):
         notes.append("The change of the preset is within what seeds differ by, or it is for the worse.")
