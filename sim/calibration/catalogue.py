@@ -253,12 +253,13 @@ def scaled_power(gpu: GpuSpec, relative: GpuSpec) -> GpuSpec:
 def calibrate(gpu: GpuSpec, tables: Tables) -> GpuSpec:
     """The constants of time; attention and GEMM share the memory bandwidth and are fitted by turns."""
     gemm, decode, prefill = tables.gemm(), tables.decode_attention(), tables.prefill_attention()
-    burst = kernels.fit(gpu.but(**START, power_limit_w=UNLIMITED_W), kernels.LINKS, [(1.0, tables.all_reduce())])
-    for _ in range(ROUNDS):
-        burst = kernels.fit(burst, DECODE_ATTENTION, [(1.0, decode)])
-        burst = kernels.fit(burst, PREFILL_ATTENTION, [(1.0, prefill)])
-        burst = kernels.fit(burst, GEMM, [(1.0, gemm), (LONG_WEIGHT, [s for s in gemm if s.measured > LONG_S])])
-    burst = kernels.fit(burst, EXPERTS, [(1.0, tables.experts())])
+    turn: list[kernels.Stage] = [
+        (DECODE_ATTENTION, [(1.0, decode)]),
+        (PREFILL_ATTENTION, [(1.0, prefill)]),
+        (GEMM, [(1.0, gemm), (LONG_WEIGHT, [s for s in gemm if s.measured > LONG_S])]),
+    ]
+    links, experts = (kernels.LINKS, [(1.0, tables.all_reduce())]), (EXPERTS, [(1.0, tables.experts())])
+    burst = kernels.fit_stages(gpu.but(**START, power_limit_w=UNLIMITED_W), [links, *ROUNDS * turn, experts])
     return burst.but(power_limit_w=gpu.power_limit_w)
 
 

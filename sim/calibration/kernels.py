@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from scipy.optimize import least_squares
 
 from voltana import conf
+from voltana.app.progress import Progress
 from voltana.errors import UserError
 from voltana.section import parse
 from voltana.sim.calibration import table as calibrate_table
@@ -318,6 +319,19 @@ def fit(
     return spec(found.x)
 
 
+Stage = tuple[Sequence[str], Sequence[tuple[float, Sequence[Sample]]]]
+"""Constants, and what they are fitted to, as `fit` takes them."""
+
+
+def fit_stages(gpu: GpuSpec, stages: Sequence[Stage]) -> GpuSpec:
+    """One fit after another, each from what those before it found; standard error shows how far it is."""
+    with Progress("fits", len(stages)) as progress:
+        for keys, weighted in stages:
+            gpu = fit(gpu, keys, weighted)
+            progress.step(", ".join(keys))
+    return gpu
+
+
 def fit_power(gpu: GpuSpec, data: Path) -> tuple[GpuSpec, Line]:
     """The clock law on 25 applications: every second clock is fitted, the others predicted.
 
@@ -399,12 +413,12 @@ def calibrate(data: Path) -> tuple[GpuSpec, list[Line]]:
     gemm, links = gemm_samples(data), all_reduce_samples(data)
     decode, prefill = decode_attention_samples(data), prefill_attention_samples(data)
     layers = [s for phase in ("prefill", "decode") for s in a800_samples(data, phase)]
-    gpu = fit(gpu, LINKS, [(1.0, links)])
-    for _ in range(ROUNDS):
-        gpu = fit(gpu, DECODE_ATTENTION, [(1.0, decode)])
-        gpu = fit(gpu, PREFILL_ATTENTION, [(1.0, prefill)])
-        gpu = fit(gpu, RATES, [(2.0, gemm), *a800_sets(layers)])
-    gpu = rounded(gpu)
+    turn: list[Stage] = [
+        (DECODE_ATTENTION, [(1.0, decode)]),
+        (PREFILL_ATTENTION, [(1.0, prefill)]),
+        (RATES, [(2.0, gemm), *a800_sets(layers)]),
+    ]
+    gpu = rounded(fit_stages(gpu, [(LINKS, [(1.0, links)]), *ROUNDS * turn]))
     samples = [*gemm, *decode, *prefill, *links, *layers, *step_samples(data)]
     return gpu, [power, stream, dgemm_line(data), *error_lines(gpu, samples)]
 
