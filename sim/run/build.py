@@ -103,11 +103,16 @@ class RunBuilder:
 
     def _check_sensors(self, controllers: Sequence[object]) -> None:
         """Refuse controllers that read power from sensors that differ, as one sensor stands for all."""
-        windows = {self.plants.of(phase).gpu.sensor_window_s for phase in PHASES}
-        if len(windows) > 1 and any(getattr(each, "reads_power", False) for each in controllers):
+        sensor = self._config.sensor
+        windows = {self.plants.of(phase).gpu.sensor_window_s or sensor.window_s for phase in PHASES}
+        if (
+            sensor.name == "nvml"
+            and len(windows) > 1
+            and any(getattr(each, "reads_power", False) for each in controllers)
+        ):
             raise UserError(
-                "cluster: found GPUs whose power sensors differ (gpu.sensor_window_s), with a policy that reads power; "
-                "allowed: GPUs with the same sensor"
+                f"cluster: found GPUs with sensor_window_s {' and '.join(map(str, sorted(windows)))} under a policy "
+                "that reads power, allowed: GPUs with equal sensors, sensor=ideal, sensor=nvml_average"
             )
 
     def _drift(self) -> Drift | None:

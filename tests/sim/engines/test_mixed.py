@@ -119,6 +119,15 @@ def test_a_bad_value_is_refused_by_its_key(override: str, message: str, values: 
         RunBuilder(config(values(override))).cluster()
 
 
+def test_a_policy_that_reads_power_needs_sensors_that_are_alike(values: Values) -> None:
+    policy = ("policy=polca", "cluster.decode.gpu=h100_sxm")
+    alike = values(*policy)
+    RunBuilder(config(alike)).cluster()
+    alike["cluster"]["decode"]["gpu"]["sensor_window_s"] = 1.0
+    with pytest.raises(UserError, match=r"cluster: found GPUs with sensor_window_s 0.025 and 1.0 under a policy"):
+        RunBuilder(config(alike)).cluster()
+
+
 def test_a_predictor_from_a_file_is_refused_where_the_phases_need_two(values: Values) -> None:
     with pytest.raises(UserError, match=r"predictor: found mine.json, allowed: auto, as the GPUs"):
         RunBuilder(config(values("cluster.decode.gpu=h100_sxm", "predictor=mine.json"))).cluster()
