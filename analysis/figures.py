@@ -467,7 +467,7 @@ def _draw_points(axis: Axes, rows: Sequence[Row]) -> list[Point]:
         points.append(Point(row.policy, look.colour, (saved.mean, met.mean), reach(saved), reach(met)))
     if points:
         axis.set_xlim(_span([end for point in points for end in point.x_reach]))
-        axis.set_ylim(_span([end for point in points for end in point.y_reach], most=100))
+        axis.set_ylim(_span([end for point in points for end in point.y_reach], share=True))
     return points
 
 
@@ -565,15 +565,18 @@ def _marker(look: style.Line) -> Artist:
     return Line2D([], [], color=look.colour, linestyle="none", markersize=7, **kind)
 
 
-def _span(values: Sequence[float], most: float | None = None) -> tuple[float, float]:
-    """Limits of an axis around these values, `_LEAST_SPAN` apart or more; `most` can be reached, not passed."""
+def _span(values: Sequence[float], share: bool = False) -> tuple[float, float]:
+    """Limits of an axis around these values, `_LEAST_SPAN` apart or more; shares reach 0 and 100, and do not pass them."""
     low, high = min(values), max(values)
     margin = 0.06 * max(high - low, _LEAST_SPAN)
     widen = max(margin, (_LEAST_SPAN - (high - low)) / 2)
     low, high = low - widen, high + widen
-    if most is not None and high > most:
-        high = most + margin / 3
+    if share and high > 100:
+        high = 100 + margin / 3
         low = min(low, high - _LEAST_SPAN)
+    if share and low < 0:
+        low = -margin / 3
+        high = max(high, low + _LEAST_SPAN)
     return low, high
 
 

@@ -159,6 +159,13 @@ def test_half_a_point_is_no_collapse(tmp_path: Path, write_run: WriteRun) -> Non
     assert low < 99.5 < 100 <= high < 101
 
 
+def test_no_share_below_none_is_shown(tmp_path: Path, write_run: WriteRun) -> None:
+    for number, (policy, energy_kj) in enumerate((("static_max", 100), ("voltana", 70))):
+        write_run(f"{number}", policy, energy_kj, requests={"ttft_s": [0.9] * 4})
+    low, high = tradeoff(load_runs([tmp_path]), "static_max").axes[0].get_ylim()
+    assert -1 < low < 0 and high - low >= 10
+
+
 def test_a_tradeoff_needs_energies(tmp_path: Path, write_run: WriteRun) -> None:
     folder = write_run("0", "static_max", source="live")
     numbers = json.loads((folder / "summary.json").read_text())
