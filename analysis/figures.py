@@ -566,7 +566,7 @@ def _marker(look: style.Line) -> Artist:
 
 
 def _span(values: Sequence[float], share: bool = False) -> tuple[float, float]:
-    """Limits of an axis around these values, `_LEAST_SPAN` apart or more; shares reach 0 and 100, and do not pass them."""
+    """Limits of an axis around these values, `_LEAST_SPAN` apart or more; those of shares end at 0 and 100."""
     low, high = min(values), max(values)
     margin = 0.06 * max(high - low, _LEAST_SPAN)
     widen = max(margin, (_LEAST_SPAN - (high - low)) / 2)
