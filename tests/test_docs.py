@@ -270,6 +270,7 @@ def test_every_policy_and_part_is_documented() -> None:
         "frequency": "Frequency controllers",
         "router": "Routers",
         "scheduler": "Schedulers",
+        "planner": "Planners",
     }
     for group, title in tables.items():
         rows = {

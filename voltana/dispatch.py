@@ -50,6 +50,8 @@ class Accounts:
         self._counts_tokens: bool = getattr(policy, "counts_tokens_sent", True)
         self._told = [Standing(0, 0, 0, 0, 0)] * len(telemetry)
         self._loads = [InstanceLoad(0, 0, 0)] * len(telemetry)
+        self.ready = len(telemetry)
+        """Candidates in service, the first so many; the others are not shown."""
 
     def loads(self) -> Sequence[InstanceLoad]:
         """The candidates as the router would see them now."""
@@ -91,7 +93,7 @@ class Dispatcher(Accounts):
 
     def dispatch(self, request: RequestInfo) -> int:
         """Route a request and count it as sent; nothing is counted if the router raises."""
-        chosen = self._router.route(request, tuple(self.loads() if self.reads_load else self._loads))
+        chosen = self._router.route(request, tuple(self.loads() if self.reads_load else self._loads)[: self.ready])
         self._send(request, chosen)
         return chosen
 
@@ -121,6 +123,11 @@ class CentralQueue(Accounts):
         """Requests waiting."""
         return len(self._waiting)
 
+    @property
+    def tokens(self) -> int:
+        """Prompt tokens of those."""
+        return sum(request.prompt_tokens for request, _ in self._waiting)
+
     def put(self, request: RequestInfo, give: Callable[[int], None], now_s: float) -> None:
         """Take a request; `give` is called once, now or later, with the index of the instance that it goes to."""
         self._waiting.append((request, give))
@@ -145,7 +152,7 @@ class CentralQueue(Accounts):
         if not self._waiting:
             return
         waiting = tuple(request for request, _ in self._waiting)
-        plan = self._scheduler.schedule(now_s, waiting, tuple(self.loads()))
+        plan = self._scheduler.schedule(now_s, waiting, tuple(self.loads())[: self.ready])
         if plan.ask_at_s is not None and plan.ask_at_s != self._due_s:
             self._ask_at(plan.ask_at_s)
         self._due_s = plan.ask_at_s

@@ -112,6 +112,49 @@ class PrefillPlan(NamedTuple):
     """Ask again at this time at the latest; None: when the next request comes or an instance ends an iteration."""
 
 
+class PhaseLoad(NamedTuple):
+    """The instances of one phase together, as a planner sees them."""
+
+    instances: int
+    """That there are."""
+    ready: int
+    """In service; the first so many."""
+    requests: int
+    """Running, queued, or on their way; prefill: also those that a scheduler holds back."""
+    tokens: int
+    """Of those, as in `InstanceLoad`."""
+
+
+class ClusterLoad(NamedTuple):
+    """A cluster as a planner sees it."""
+
+    time_s: float
+    arrived_requests: int
+    """Since the start."""
+    arrived_tokens: int
+    """Prompt tokens of those."""
+    prefill: PhaseLoad
+    decode: PhaseLoad
+
+
+class Placement(NamedTuple):
+    """What a planner answers: how many instances of each phase are to be in service, from 1 to all.
+
+    Those beyond get no new work, and sleep once they have none. One that is to serve again wakes first.
+    """
+
+    prefill: int
+    decode: int
+
+
+class Planner(Protocol):
+    """Chooses, over minutes, how many instances are in service."""
+
+    def plan(self, load: ClusterLoad) -> Placement:
+        """Answer; asked every so many seconds."""
+        ...
+
+
 class FrequencyController(Protocol):
     """Chooses the SM clock of one instance (all GPUs of its TP group together).
 

@@ -78,11 +78,12 @@ class FastCluster(RequestFlow[FastInstance]):
         self._started = True
         for instances, dispatcher in ((self._prefill, self._to_prefill), (self._decode, self._to_decode)):
             for instance in instances:
-                instance.publishes = dispatcher.reads_load
+                instance.publishes = dispatcher.reads_load or self._spec.planner is not None
                 instance.start()
         if self._spec.senses_power:
             self._sense()
         self._plan_drift()
+        self._plan_placement()
 
     def _sense(self) -> None:
         """A period of the power sensors begins."""

@@ -61,6 +61,7 @@ class FastInstance(ABC):
         self._busy_s = 0.0
         self._noise = of.noise
         self._stretch = 1.0
+        self._rest_w: float | None = None
         self._idle = False
         self._idle_since_s = 0.0
         self._asked_idle_s = math.inf
@@ -146,6 +147,15 @@ class FastInstance(ABC):
             self.plant = plant
 
         self._change(replace)
+
+    def rest_at(self, power_w: float | None) -> None:
+        """Draw so much without a batch from now on; None: what an idle GPU does."""
+
+        def rest() -> None:
+            self.meter.flush(self.events.now)
+            self._rest_w = power_w
+
+        self._change(rest)
 
     def _change(self, change: Callable[[], None]) -> None:
         """Let something change what work costs from now on."""
@@ -240,7 +250,8 @@ class FastInstance(ABC):
 
     def _idle_j(self) -> float:
         """Energy since the meter was last up to date, while idle."""
-        return self.plant.idle_power_w(self.clock_mhz) * (self.events.now - self._metered_s)
+        idle_w = self.plant.idle_power_w(self.clock_mhz) if self._rest_w is None else self._rest_w
+        return idle_w * (self.events.now - self._metered_s)
 
     def _end_at(self, time_s: float) -> None:
         """The work now going on ends at this time, not at any given before."""

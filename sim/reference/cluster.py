@@ -107,6 +107,7 @@ class Cluster(RequestFlow[InstanceProcess]):
         if self._spec.senses_power:
             self._env.process(self._sense())
         self._plan_drift()
+        self._plan_placement()
 
     def _sense(self) -> Generator[simpy.Event, object, None]:
         """The power sensors publish, period after period."""

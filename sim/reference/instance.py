@@ -153,6 +153,12 @@ class InstanceProcess:
         self.instance.plant = plant
         self._reprice()
 
+    def rest_at(self, power_w: float | None) -> None:
+        """Draw so much without a batch from now on; None: what an idle GPU does."""
+        self.instance.flush(self.env.now)
+        self.instance.rest_w = power_w
+        self._reprice()
+
     def _reprice(self) -> None:
         self._costs_changed.succeed()
         self._costs_changed = self.env.event()

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from functools import cache, cached_property, partial
 from pathlib import Path
 
-from voltana.app.bundle import Offers, build_bundle
+from voltana.app.bundle import Offers, build_bundle, build_planner
 from voltana.app.serving import DecodeLimits
 from voltana.errors import UserError
 from voltana.prediction.cache import AUTO, load_predictor, predictor_file
@@ -16,7 +16,7 @@ from voltana.sim.plant.build import Plants, build_plants, decode_limits, hosts
 from voltana.sim.run.config import SimConfig
 from voltana.sim.serving.noise import latency_noise, length_predictor
 from voltana.sim.serving.profiling import measured
-from voltana.sim.serving.spec import ClusterSpec, Drift
+from voltana.sim.serving.spec import ClusterSpec, Drift, Planning
 from voltana.sim.serving.truth import Truth
 from voltana.state import PHASES, Phase
 from voltana.traces import RequestStream
@@ -68,6 +68,7 @@ class RunBuilder:
             expected_tokens=length_predictor(config.seed, serving.length_error),
             drift=self._drift(),
             front_end=config.front_end,
+            planner=self._planner(),
         )
 
     @cached_property
@@ -114,6 +115,15 @@ class RunBuilder:
                 f"cluster: found GPUs with sensor_window_s {' and '.join(map(str, sorted(windows)))} under a policy "
                 "that reads power, allowed: GPUs with equal sensors, sensor=ideal, sensor=nvml_average"
             )
+
+    def _planner(self) -> Planning | None:
+        planner = self._config.planner
+        if planner.policy is None:
+            return None
+        if self.plants.prefill is not self.plants.decode:
+            raise UserError(f"planner: found {planner.name}, allowed: fixed, as the GPUs of prefill and decode differ")
+        policy = build_planner(self._config, planner.name, planner.policy, self.offers("decode"))
+        return Planning(policy, planner.period_s, planner.sleep)
 
     def _drift(self) -> Drift | None:
         drift = self._config.drift

@@ -8,8 +8,9 @@ from pydantic import Field, ValidationInfo, field_validator
 
 from voltana.app.config import RunConfig
 from voltana.app.serving import Part
-from voltana.section import NonNegative, Seconds, Section
+from voltana.section import NonNegative, Positive, Seconds, Section
 from voltana.sim.serving.limits import FrontEnd
+from voltana.sim.serving.service import Sleep
 
 
 class DriftConfig(Section):
@@ -21,11 +22,22 @@ class DriftConfig(Section):
     base_w: NonNegative
 
 
+class PlannerConfig(Section):
+    """`planner`."""
+
+    name: str
+    policy: Part | None
+    """None: all instances serve all the time, and nobody is asked."""
+    period_s: Positive
+    sleep: Sleep
+
+
 class SimConfig(RunConfig):
     """The whole configuration of `voltana-sim`."""
 
     drift: DriftConfig
     front_end: FrontEnd
+    planner: PlannerConfig
     engine: Literal["fast", "reference"]
     experiment: Part | None
     bound: Literal[False, True, "stationary", "both"]
@@ -37,6 +49,9 @@ class SimConfig(RunConfig):
         serving, drift = others.data.get("serving"), others.data.get("drift")
         if bound and ((serving and serving.latency_noise) or (drift and drift.at_s is not None)):
             raise ValueError("false where the plant drifts (drift) or is noisy (serving.latency_noise)")
+        planner = others.data.get("planner")
+        if bound and planner and planner.policy is not None:
+            raise ValueError("false where instances sleep (planner)")
         if bound in ("stationary", "both") and not at_one_rate(others.data.get("arrival", {"rate": 1})):
             raise ValueError("false, true where requests do not come at one rate (arrival)")
         return bound

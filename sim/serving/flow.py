@@ -11,15 +11,16 @@ from functools import partial
 from types import FrameType
 from typing import Generic, Protocol, TypeVar
 
-from voltana.dispatch import CentralQueue, Dispatcher, Standing
+from voltana.dispatch import Accounts, CentralQueue, Dispatcher, Standing
 from voltana.record import InstanceRow
 from voltana.sim.plant import Plant
 from voltana.sim.serving.job import Job, instance_name
 from voltana.sim.serving.meter import Meter
 from voltana.sim.serving.recorder import Recorder
 from voltana.sim.serving.sensor import PowerSensors
-from voltana.sim.serving.spec import ClusterSpec, info
-from voltana.state import FrequencyController, Phase, PrefillScheduler
+from voltana.sim.serving.service import Service
+from voltana.sim.serving.spec import ClusterSpec, Planning, info
+from voltana.state import ClusterLoad, FrequencyController, Phase, PhaseLoad, PrefillScheduler
 from voltana.traces import Request
 
 
@@ -48,6 +49,10 @@ class Driven(Protocol):
 
     def become(self, plant: Plant) -> None:
         """The GPUs turn into others, in the middle of what they do."""
+        ...
+
+    def rest_at(self, power_w: float | None) -> None:
+        """Draw so much without a batch from now on; None: what an idle GPU does."""
         ...
 
 
@@ -93,6 +98,11 @@ class RequestFlow(ABC, Generic[AnyDriven]):
         self._prefill, self._decode = self._instances[:prefill], self._instances[prefill:]
         self._to_prefill = self._before_prefill()
         self._to_decode = Dispatcher(spec.decode_router, [instance.standing for instance in self._decode])
+        self._arrived_tokens = self._arrived_requests = 0
+        self._service = {
+            "prefill": self._in_service(self._prefill, self._to_prefill),
+            "decode": self._in_service(self._decode, self._to_decode),
+        }
 
     def _before_prefill(self) -> Dispatcher | CentralQueue:
         """What asks prefill's router or, where the policy is a scheduler, its queue."""
@@ -103,6 +113,13 @@ class RequestFlow(ABC, Generic[AnyDriven]):
         for instance in self._prefill:
             instance.ended = lambda: queue.ask(self.now_s)
         return queue
+
+    def _in_service(self, instances: Sequence[AnyDriven], accounts: Accounts) -> Service | None:
+        planner = self._spec.planner
+        if planner is None:
+            return None
+        gpus = self._spec.plants.prefill.model.tp
+        return Service(instances, accounts, planner.sleep, gpus, lambda s, then: self._at(self.now_s + s, then))
 
     @abstractmethod
     def _prepare(self) -> None:
@@ -138,8 +155,35 @@ class RequestFlow(ABC, Generic[AnyDriven]):
         else:
             become()
 
+    def _plan_placement(self) -> None:
+        """Have the planner asked, period after period."""
+        planner = self._spec.planner
+        if planner is not None:
+            self._at(self.now_s + planner.period_s, partial(self._place, planner))
+
+    def _place(self, planner: Planning) -> None:
+        loads = [self._phase_load(accounts) for accounts in (self._to_prefill, self._to_decode)]
+        load = ClusterLoad(self.now_s, self._arrived_requests, self._arrived_tokens, *loads)
+        placement = planner.policy.plan(load)
+        for service, count in zip(self._service.values(), placement, strict=True):
+            assert service is not None
+            service.want(count)
+        if isinstance(self._to_prefill, CentralQueue):
+            self._to_prefill.ask(self.now_s)
+        self._plan_placement()
+
+    @staticmethod
+    def _phase_load(accounts: Accounts) -> PhaseLoad:
+        loads = accounts.loads()
+        requests, tokens = sum(load.requests for load in loads), sum(load.tokens for load in loads)
+        if isinstance(accounts, CentralQueue):
+            requests, tokens = requests + len(accounts), tokens + accounts.tokens
+        return PhaseLoad(len(loads), accounts.ready, requests, tokens)
+
     def _arrive(self, job: Job) -> None:
         """A request comes in; one that no cache could hold fails."""
+        self._arrived_requests += 1
+        self._arrived_tokens += job.request.input_tokens
         if self._spec.predicts_lengths:
             job.expected_tokens = self._spec.expected_tokens(job.request)
         self._recorder.arrived(job)
@@ -152,7 +196,7 @@ class RequestFlow(ABC, Generic[AnyDriven]):
         """The front end sends a request to a prefill instance, or has it wait for one."""
         job.taken_s = self.now_s
         if self._to_decode.at_arrival:
-            job.decode = self._to_decode.dispatch(info(job))
+            self._choose_decode(job)
         if isinstance(self._to_prefill, CentralQueue):
             self._to_prefill.put(info(job), partial(self._bind, job), self.now_s)
         else:
@@ -160,17 +204,28 @@ class RequestFlow(ABC, Generic[AnyDriven]):
 
     def _bind(self, job: Job, target: int) -> None:
         job.prefill = target
+        if service := self._service["prefill"]:
+            service.sent(target)
         self._prefill[target].submit(job)
+
+    def _choose_decode(self, job: Job) -> None:
+        job.decode = self._to_decode.dispatch(info(job))
+        if service := self._service["decode"]:
+            service.sent(job.decode)
 
     def _prefilled(self, job: Job) -> None:
         """The prompt of a request is computed."""
+        service = self._service["prefill"]
+        if service and job.prefill is not None:
+            service.left(job.prefill)
         self._when_served(partial(self._go_on, job))
 
     def _go_on(self, job: Job) -> None:
         """The front end sends a request to a decode instance, whose tokens, the first one included, the client gets."""
         assert job.prefill is not None
         if job.decode is None:
-            job.decode = self._to_decode.dispatch(info(job))
+            self._choose_decode(job)
+        assert job.decode is not None
         self._hand_over(job, job.prefill, job.decode)
 
     def _when_served(self, then: Callable[[], None]) -> None:
@@ -190,6 +245,9 @@ class RequestFlow(ABC, Generic[AnyDriven]):
         self._end(job)
 
     def _end(self, job: Job) -> None:
+        service = self._service["decode"]
+        if service and job.decode is not None:
+            service.left(job.decode)
         self._recorder.ended(job)
         self._finish_if_done()
 

@@ -47,6 +47,8 @@ class Instance(ABC):
         """In force."""
         self.limit_w: float | None = None
         """Power limit of the TP group; None: the GPUs' own."""
+        self.rest_w: float | None = None
+        """Draw without a batch; None: that of an idle GPU. Of an instance out of service."""
         self.power_w = 0.0
         """Draw of this moment, all GPUs of the TP group."""
         self.shown_clock_mhz = 0
@@ -96,7 +98,8 @@ class Instance(ABC):
     def rest(self, now_s: float) -> None:
         """There is nothing to run."""
         clock_mhz = self.setting.clock_mhz
-        self._draw(now_s, self.plant.idle_power_w(clock_mhz), clock_mhz)
+        idle_w = self.plant.idle_power_w(clock_mhz) if self.rest_w is None else self.rest_w
+        self._draw(now_s, idle_w, clock_mhz)
 
     def change(self, now_s: float) -> float:
         """What is under way goes on at the cost it now has; return the seconds until it ends, infinite at rest."""

@@ -11,8 +11,9 @@ from voltana.sim.plant import Plant
 from voltana.sim.plant.build import Plants
 from voltana.sim.serving.job import Job
 from voltana.sim.serving.limits import FrontEnd
+from voltana.sim.serving.service import Sleep
 from voltana.sim.serving.truth import Knows, Truth
-from voltana.state import FrequencyController, PrefillScheduler, RequestInfo, Router
+from voltana.state import FrequencyController, Planner, PrefillScheduler, RequestInfo, Router
 from voltana.traces import Request
 
 
@@ -43,6 +44,8 @@ class ClusterSpec:
     expected_tokens: Callable[[Request], float] = lambda request: request.output_tokens
     """What a length predictor tells of a request."""
     drift: Drift | None = None
+    planner: Planning | None = None
+    """None: all instances serve all the time."""
 
     @property
     def controllers(self) -> Sequence[FrequencyController]:
@@ -66,6 +69,15 @@ class ClusterSpec:
     def senses_power(self) -> bool:
         """Whether any controller reads the power sensors."""
         return any(getattr(controller, "reads_power", False) for controller in self.controllers)
+
+
+@dataclass(frozen=True)
+class Planning:
+    """Who is asked how many instances serve, how often, and what their sleep costs."""
+
+    policy: Planner
+    period_s: float
+    sleep: Sleep
 
 
 @dataclass(frozen=True)

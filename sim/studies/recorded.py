@@ -97,6 +97,8 @@ def read(record: RunRecord) -> Recorded:
     config = parse(RecordedConfig, record.config)
     if config.serving.latency_noise or config.drift.at_s is not None:
         raise UserError(f"{record.folder}: found noise or drift, allowed: runs on a plant that stays as it is")
+    if (record.config.get("planner") or {}).get("policy") is not None:
+        raise UserError(f"{record.folder}: found a planner, allowed: runs in which all instances serve")
     plants = build_plants(config)
     prefill, decode = config.serving.prefill, config.serving.decode
     cluster = Cluster(

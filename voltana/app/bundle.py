@@ -11,10 +11,10 @@ import numpy as np
 
 from voltana.app.config import RunConfig
 from voltana.errors import PolicyError
-from voltana.policies.asked import AskedController, AskedRouter, AskedScheduler, Who
+from voltana.policies.asked import AskedController, AskedPlanner, AskedRouter, AskedScheduler, Who
 from voltana.policies.build import build_policy
 from voltana.prediction.ecopred import EcoPred
-from voltana.state import FrequencyController, Phase, PrefillScheduler, Router
+from voltana.state import FrequencyController, Phase, Planner, PrefillScheduler, Router
 
 
 @dataclass(frozen=True)
@@ -60,6 +60,17 @@ def build_bundle(config: RunConfig, offers: Offers, decode: Offers | None = None
     )
 
 
+def build_planner(config: RunConfig, name: str, part: Mapping[str, Any], offers: Offers) -> Planner:
+    """Build the planner of a run, which is offered what decode's router is; what it answers is checked.
+
+    Raises:
+        PolicyError, UserError: see `voltana.policies.build.build_policy`.
+    """
+    with PolicyError.of(f"planner {name}"):
+        made = build_policy("planner.policy", part, _Builder(config, {"decode": offers}).offered("decode"))
+    return AskedPlanner(Who(name, "planner", str(part.get("_target_"))), made)
+
+
 class _Builder:
     """Builds the parts of one bundle, each in its turn, since some draw a seed."""
 
@@ -69,7 +80,7 @@ class _Builder:
         self._offers = offers
         self._seeds = _seeds(config.seed)
 
-    def _offered(self, phase: Phase) -> dict[str, Callable[[], Any]]:
+    def offered(self, phase: Phase) -> dict[str, Callable[[], Any]]:
         """What all policies of a phase are offered."""
         offers = self._offers[phase]
         found: dict[str, Callable[[], Any]] = {
@@ -122,7 +133,7 @@ class _Builder:
         )
 
     def _build(self, key: str, phase: Phase, instance: int | None = None) -> Any:
-        offered = self._offered(phase)
+        offered = self.offered(phase)
         if instance is not None:
             offered["instance"] = lambda: instance
             if phase == "prefill":

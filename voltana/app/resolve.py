@@ -32,7 +32,7 @@ def resolve(config: DictConfig, sides: Mapping[str, Mapping[str, Any]] | None = 
         values["model"] = from_path(model)
     for phase, own in (sides or {}).items():
         values["cluster"][phase].update(own)
-    for key in ("policy", "profile"):
+    for key in ("planner", "policy", "profile"):
         if key in values:
             values[key] = section_in_mhz(key, values)
     return {str(key): value for key, value in values.items() if key not in NOT_OF_THE_RUN}

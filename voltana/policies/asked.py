@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, NoReturn
 
 from voltana import checks
 from voltana.errors import PolicyError, one_line, told
-from voltana.state import Decision, InstanceLoad, LoadSnapshot, PrefillPlan, RequestInfo
+from voltana.state import ClusterLoad, Decision, InstanceLoad, LoadSnapshot, Placement, PrefillPlan, RequestInfo
 
 FLAGS = {"reads_load": True, "reads_power": False, "reads_requests": False, "acts_at_once": False}
 """Class attributes by which a policy says what it looks at and does, with what holds where it does not say."""
@@ -237,6 +237,40 @@ class AskedScheduler(_Asked):
         if not sends and ask_at_s is None and not any(load.requests for load in instances):
             return "requests to send, or ask_at_s: every instance is idle, so nothing else would end the wait"
         return ""
+
+
+class AskedPlanner(_Asked):
+    """A planner.
+
+    Args:
+        who: for messages.
+        policy: the planner.
+
+    Raises:
+        PolicyError: see `_Asked`.
+    """
+
+    def __init__(self, who: Who, policy: Any) -> None:
+        super().__init__(who, policy, "plan")
+        self._plan = policy.plan
+
+    def plan(self, load: ClusterLoad) -> Placement:
+        """Ask it.
+
+        Raises:
+            PolicyError: it raised, or answers other numbers than there are instances.
+        """
+        most = (load.prefill.instances, load.decode.instances)
+        allowed = f"a voltana.state.Placement with 1 to {most[0]} prefill and 1 to {most[1]} decode instances"
+        try:
+            answer = self._plan(load)
+        except BaseException as error:
+            raise self._raised(f"at {load.time_s:.3f} s", error, allowed) from error
+        if isinstance(answer, Placement) and all(
+            _is_whole(n) and 1 <= n <= m for n, m in zip(answer, most, strict=True)
+        ):
+            return Placement(*map(int, answer))
+        raise PolicyError(f"{self._who} at {load.time_s:.3f} s answered {_shown(answer)}, allowed: {allowed}")
 
 
 def _when(request: RequestInfo) -> str:

@@ -30,7 +30,11 @@ def live(other: RunRecord, tmp_path: Path) -> RunRecord:
     """It, as a live run leaves it: keys of its own, without those of the simulator."""
     folder = tmp_path / "live"
     shutil.copytree(other.folder, folder)
-    config = {key: value for key, value in other.config.items() if key not in ("drift", "front_end", "engine", "bound")}
+    config = {
+        key: value
+        for key, value in other.config.items()
+        if key not in ("drift", "front_end", "planner", "engine", "bound")
+    }
     (folder / CONFIG).write_text(yaml.safe_dump({**config, **LIVE}))
     (folder / SUMMARY).write_text(json.dumps({**other.summary, "source": "live"}))
     return RunRecord(folder)
@@ -60,7 +64,7 @@ def test_the_configuration_is_the_records_but_for_its_requests(other: RunRecord)
 def test_a_live_record_takes_what_it_lacks_from_the_simulators_defaults(live: RunRecord, tmp_path: Path) -> None:
     """But no front end: nothing stands before live servers."""
     twin, defaults = compose_sim(f"replay={live.folder}"), compose_sim("front_end=none")
-    for key in ("drift", "front_end", "engine", "bound"):
+    for key in ("drift", "front_end", "planner", "engine", "bound"):
         assert twin[key] == defaults[key]
     assert twin.keys() == defaults.keys()
     assert all(twin[key] == live.config[key] for key in ("policy", "model", "cluster", "slo", "rps", "seed", "gpu"))
