@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,19 +19,24 @@ if TYPE_CHECKING:
 SHIPPED = Path(conf.__path__[0])
 
 
-def compose_sim(*overrides: str) -> dict[str, Any]:
-    """The resolved configuration of voltana-sim with overrides, for use from Python."""
-    kept = KeptCompositions(SHIPPED)
+def compose_sim(*overrides: str, folders: Sequence[Path] = ()) -> dict[str, Any]:
+    """The resolved configuration of voltana-sim with overrides, for use from Python.
+
+    Args:
+        overrides: as they are typed.
+        folders: of configuration files beside the shipped ones, as `--config-dir` names them.
+    """
+    kept = KeptCompositions(SHIPPED, *folders)
     found = kept.find("values", *overrides)
     if found is None:
-        found, again = _composed(overrides)
+        found, again = _composed(overrides, folders)
         if again:
             kept.keep(found, "values", *overrides)
             kept.save()
     return found
 
 
-def _composed(overrides: Sequence[str]) -> tuple[dict[str, Any], bool]:
+def _composed(overrides: Sequence[str], folders: Sequence[Path]) -> tuple[dict[str, Any], bool]:
     import hydra_plugins.voltana  # noqa: F401 - makes its launcher known to the configuration
     from hydra import compose, initialize_config_module
 
@@ -38,8 +44,9 @@ def _composed(overrides: Sequence[str]) -> tuple[dict[str, Any], bool]:
     from voltana.app.resolve import repeats
 
     counts.register()
+    paths = ",".join(json.dumps(f"file://{folder.resolve()}") for folder in folders)
     with initialize_config_module("voltana.conf", version_base="1.3"):
-        config = compose("sim", overrides=list(overrides))
+        config = compose("sim", overrides=[*([f"hydra.searchpath=[{paths}]"] if folders else []), *overrides])
         return run_values(config, overrides), repeats(config)
 
 

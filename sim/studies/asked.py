@@ -9,7 +9,10 @@ from typing import Any
 
 import yaml
 
+from voltana.app.kept import split_own_folders
 from voltana.errors import UserError
+
+FOLDER = "--config-dir="
 
 
 def own_and_overrides(words: Sequence[str], own: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
@@ -19,12 +22,20 @@ def own_and_overrides(words: Sequence[str], own: Sequence[str]) -> tuple[dict[st
         words: as typed.
         own: keys of the study itself, whose values are read as YAML.
 
+    Returns:
+        The study's values, and the overrides; those begin with `--config-dir=FOLDER` for each such folder.
+
     Raises:
-        UserError: a word is no `key=value`, a value cannot be read, or a key of the study's stands twice.
+        UserError: a word is no `key=value`, a value cannot be read, a key of the study's stands twice, or there is no
+            such folder.
     """
+    folders, others = split_own_folders(words)
+    named = sum(word.partition("=")[0] in ("--config-dir", "-cd") for word in words)
+    if named != len(folders):
+        raise UserError("--config-dir: found no such folder, allowed: one with GROUP/NAME.yaml")
     found: dict[str, Any] = {}
-    overrides = []
-    for word in words:
+    overrides = [f"{FOLDER}{folder}" for folder in folders]
+    for word in others:
         key, equals, text = word.partition("=")
         if not equals and not key.startswith("~"):
             raise UserError(f"found {word!r}, allowed: key=value; keys of its own: {', '.join(own)}; see --help")
@@ -52,17 +63,21 @@ def combinations(overrides: Sequence[str]) -> dict[str, list[str]]:
 
     from voltana.app.cli import explain
 
+    folders = [word for word in overrides if word.startswith(FOLDER)]
     try:
-        parsed = OverridesParser.create().parse_overrides(list(overrides))
+        parsed = OverridesParser.create().parse_overrides([word for word in overrides if word not in folders])
         lists = BasicSweeper.split_arguments(parsed, max_batch_size=None)[0]
     except HydraException as error:
         raise UserError(explain(error)) from error
     swept = [i for i, override in enumerate(parsed) if override.is_sweep_override()]
-    return {" ".join(each[i] for i in swept): list(each) for each in lists}
+    return {" ".join(each[i] for i in swept): [*folders, *each] for each in lists}
 
 
 def composed(overrides: Sequence[str]) -> dict[str, Any]:
     """The configuration of a run.
+
+    Args:
+        overrides: as `own_and_overrides` gives them.
 
     Raises:
         UserError: an override is wrong.
@@ -73,8 +88,12 @@ def composed(overrides: Sequence[str]) -> dict[str, Any]:
     from voltana.app.cli import explain
     from voltana.sim.run.compose import compose_sim
 
+    folders = [word for word in overrides if word.startswith(FOLDER)]
     try:
-        return compose_sim(*overrides)
+        return compose_sim(
+            *(word for word in overrides if word not in folders),
+            folders=[Path(word.removeprefix(FOLDER)) for word in folders],
+        )
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(explain(error)) from error
 

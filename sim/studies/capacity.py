@@ -3,7 +3,7 @@
     voltana-capacity policy=static_max,voltana                        the highest rates that keep 90 and 99 % in time
     voltana-capacity policy=voltana cluster=1p1d,2p2d,3p3d rate=60    the smallest cluster that does so at 60 a second
 
-Keys of its own; all others are overrides of voltana-sim, and may be swept:
+Keys of its own; all others are overrides of voltana-sim, and may be swept; `--config-dir DIR` has policies of your own:
 
     attainment=[90,99]   per cent of requests that must meet both objectives
     seeds=5              runs with the seeds 1 to 5: the interval is Student's t over the rate found with each

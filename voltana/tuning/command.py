@@ -3,7 +3,7 @@
     voltana-tune policy=voltana rps=75 duration_s=60 trials=40 \\
         space='{prefill_controller.margin: 0..0.6, decode_controller.margin: 0..0.6}'
 
-Keys of its own; all others are overrides of voltana-sim:
+Keys of its own; all others are overrides of voltana-sim, and `--config-dir DIR` has policies of your own:
 
     space=FILE or {...}  the parameters, by their keys below `policy`, and what each may be:
                          0..0.5            numbers between, both ends included
@@ -34,6 +34,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from io import StringIO
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from omegaconf import OmegaConf
@@ -47,7 +48,7 @@ from voltana.files import write_whole, yaml_text
 from voltana.record import claim
 from voltana.sim.run.commands import WIDE, one_thread_each
 from voltana.sim.run.pool import worker_pool
-from voltana.sim.studies.asked import combinations, composed, own_and_overrides, path, whole
+from voltana.sim.studies.asked import FOLDER, combinations, composed, own_and_overrides, path, whole
 from voltana.tuning.space import read_space, refuse_unknown
 from voltana.tuning.study import RUNS, STUDY, Runs, Search, Task
 from voltana.tuning.trials import Trial, bounds, change_pct, chosen, front, wanted_high
@@ -186,10 +187,10 @@ def notes_of(result: Result, asked: Asked) -> list[str]:
     task, seeds = asked.task, len(asked.task.values)
     beaten = sum(trial.given_up.startswith("beaten") for trial in result.trials)
     failed = [trial for trial in result.trials if trial.given_up.startswith("failed")]
-    notes = [f"{len(result.trials)} trials, {beaten} given up early, {len(failed)} failed; {seeds} seeds"]
+    notes = [f"{len(result.trials)} trials, {beaten} given up early, {len(failed)} failed; seeds: {seeds}"]
     if seeds > 2:
         notes[0] += (
-            ": mean ± 95 % confidence interval; changes in per cent are seed by seed against the policy as it is"
+            "; mean ± 95 % confidence interval; changes in per cent are seed by seed against the policy as it is"
         )
     if failed:
         notes.append(f"The first failure: {failed[0].label} {failed[0].given_up}")
@@ -201,10 +202,17 @@ def notes_of(result: Result, asked: Asked) -> list[str]:
     change, half = change_pct(result.chosen, result.as_it_is, 0)
     if not _is_better(change, half, task.objective[0]):
         notes.append("The change of the preset is within what seeds differ by, or it is for the worse.")
-    words = " ".join(shlex.quote(word) for word in asked.overrides if not word.startswith("policy="))
+    words = " ".join(shlex.quote(_elsewhere(word)) for word in asked.overrides if not word.startswith("policy="))
     policies = ",".join((next((w[7:] for w in asked.overrides if w.startswith("policy=")), "voltana"), asked.name))
     check = f"voltana-sim -m --config-dir {short(task.out)} policy={policies} {words} seed={OTHER_SEEDS}"
     return [*notes, "It was chosen by these seeds. To see what it does with others:", f"    {' '.join(check.split())}"]
+
+
+def _elsewhere(word: str) -> str:
+    """A word for a command whose `--config-dir` is another: a folder of configuration goes to Hydra's search path."""
+    if not word.startswith(FOLDER):
+        return word
+    return f"hydra.searchpath=[file://{Path(word.removeprefix(FOLDER)).resolve()}]"
 
 
 def _is_better(change: float, half: float | None, key: str) -> bool:
