@@ -13,6 +13,7 @@ import voltana
 from voltana.analysis import energy, tables
 from voltana.analysis.page import content, details
 from voltana.analysis.runs import Run, RunSet
+from voltana.app.progress import Progress
 from voltana.errors import UserError
 from voltana.files import write_whole
 from voltana.record.resolution import UNCLOCKED
@@ -95,9 +96,18 @@ def gather(runs: RunSet, options: Options) -> dict[str, Any]:
         "percent": list(details.PERCENT),
         "quantities": [list(each) for each in details.QUANTITIES],
         "parts": list(energy.PARTS),
-        "runs": [{**_heading(each), **details.details(each)} for each in chosen],
+        "runs": _one_by_one(chosen),
         "all_runs": len(runs.runs),
     }
+
+
+def _one_by_one(chosen: Sequence[details.Chosen]) -> list[dict[str, Any]]:
+    told = []
+    with Progress("runs", len(chosen)) as progress:
+        for each in chosen:
+            told.append({**_heading(each), **details.details(each)})
+            progress.step()
+    return told
 
 
 def choose(runs: RunSet, options: Options) -> list[details.Chosen]:
