@@ -3,14 +3,47 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from voltana.app.kept import split_own_folders
+from voltana.app.terminal import take_any_text
+from voltana.compiled import version
 from voltana.errors import UserError
+from voltana.sim.run.commands import one_thread_each
+
+
+def study_command(program: str, about: str | None, run: Callable[[Sequence[str]], None], interrupted: str) -> None:
+    """Do what the console script of a study does; what goes wrong is told in one line.
+
+    Args:
+        program: its name.
+        about: what `--help` prints.
+        run: takes the words typed behind the name.
+        interrupted: what is told where Ctrl-C ended it.
+    """
+    take_any_text()
+    words = sys.argv[1:]
+    if "--version" in words:
+        print(f"{program} {version()}")
+        return
+    if {"-h", "--help"} & set(words):
+        print(about)
+        return
+    one_thread_each()
+    try:
+        run(words)
+    except UserError as error:
+        print(f"{program}: error: {error}", file=sys.stderr)
+        sys.exit(error.status)
+    except KeyboardInterrupt:
+        print(f"{program}: interrupted; {interrupted}", file=sys.stderr)
+        sys.exit(130)
+
 
 FOLDER = "--config-dir="
 

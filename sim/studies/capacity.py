@@ -22,7 +22,6 @@ from __future__ import annotations
 import csv
 import math
 import os
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
@@ -32,15 +31,23 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from voltana.app.progress import Progress
-from voltana.app.terminal import plain_console, take_any_text
+from voltana.app.terminal import plain_console
 from voltana.errors import UserError
 from voltana.files import write_whole
 from voltana.intervals import half_width
 from voltana.record import RunRecord
-from voltana.sim.run.commands import one_thread_each
 from voltana.sim.run.pool import interrupts_blocked, worker_pool
 from voltana.sim.run.worker import work
-from voltana.sim.studies.asked import combinations, composed, folder_of, number, own_and_overrides, path, whole
+from voltana.sim.studies.asked import (
+    combinations,
+    composed,
+    folder_of,
+    number,
+    own_and_overrides,
+    path,
+    study_command,
+    whole,
+)
 from voltana.state import PHASES
 
 if TYPE_CHECKING:
@@ -330,25 +337,17 @@ def csv_text(asked: Asked, found: Mapping[str, Sequence[Sequence[Capacity]]]) ->
     return text.getvalue()
 
 
-def main() -> None:
-    """voltana-capacity: search, print, write."""
-    take_any_text()
-    words = sys.argv[1:]
-    if {"-h", "--help"} & set(words):
-        print(__doc__)
-        return
-    one_thread_each()
-    try:
-        asked = Asked.read(words)
-        width = max(2, len(os.sched_getaffinity(0)))
-        total = len(asked.combinations) * asked.seeds
-        with Progress("searches", total) as progress, worker_pool(width) as pool:
-            found = asked.run(pool, progress)
-        write_whole(asked.out / CSV, csv_text(asked, found))
-    except UserError as error:
-        sys.exit(_told(f"voltana-capacity: error: {error}", error.status))
-    except KeyboardInterrupt:
-        sys.exit(_told("voltana-capacity: interrupted; started again, it takes the runs that are there", 130))
+def run(words: Sequence[str]) -> None:
+    """Search, print, write.
+
+    Raises:
+        UserError: something that was asked for is wrong, or a file cannot be written.
+    """
+    asked = Asked.read(words)
+    width = max(2, len(os.sched_getaffinity(0)))
+    with Progress("searches", len(asked.combinations) * asked.seeds) as progress, worker_pool(width) as pool:
+        found = asked.run(pool, progress)
+    write_whole(asked.out / CSV, csv_text(asked, found))
     if asked.rate is None:
         table, notes = rate_table(asked, found), notes_of(asked, found)
     else:
@@ -359,9 +358,9 @@ def main() -> None:
         console.print(note, soft_wrap=True, markup=False)
 
 
-def _told(line: str, status: int) -> int:
-    print(line, file=sys.stderr)
-    return status
+def main() -> None:
+    """voltana-capacity."""
+    study_command("voltana-capacity", __doc__, run, "started again, it takes the runs that are there")
 
 
 if __name__ == "__main__":

@@ -29,7 +29,6 @@ import csv
 import json
 import os
 import shlex
-import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -42,13 +41,13 @@ from omegaconf import OmegaConf
 from voltana.app.extras import require
 from voltana.app.objective import Objective, objective_of
 from voltana.app.progress import Progress
-from voltana.app.terminal import plain_console, short, take_any_text
+from voltana.app.terminal import plain_console, short
 from voltana.errors import UserError
 from voltana.files import write_whole, yaml_text
 from voltana.record import claim
-from voltana.sim.run.commands import WIDE, one_thread_each
+from voltana.sim.run.commands import WIDE
 from voltana.sim.run.pool import worker_pool
-from voltana.sim.studies.asked import FOLDER, combinations, composed, own_and_overrides, path, whole
+from voltana.sim.studies.asked import FOLDER, combinations, composed, own_and_overrides, path, study_command, whole
 from voltana.tuning.space import read_space, refuse_unknown
 from voltana.tuning.study import RUNS, STUDY, Runs, Search, Task
 from voltana.tuning.trials import Trial, bounds, change_pct, chosen, front, wanted_high
@@ -269,25 +268,18 @@ def write(result: Result, asked: Asked) -> list[str]:
     return told
 
 
-def main() -> None:
-    """voltana-tune: search, print, write."""
-    take_any_text()
-    words = sys.argv[1:]
-    if {"-h", "--help"} & set(words):
-        print(__doc__)
-        return
+def run(words: Sequence[str]) -> None:
+    """Search, print, write.
+
+    Raises:
+        UserError: something that was asked for is wrong, or Optuna is not installed.
+    """
     from rich.measure import Measurement
 
-    one_thread_each()
-    try:
-        asked = Asked.read(words)
-        require("voltana-tune", "tune")
-        result = search(asked)
-        written = write(result, asked)
-    except UserError as error:
-        sys.exit(_told(f"voltana-tune: error: {error}", error.status))
-    except KeyboardInterrupt:
-        sys.exit(_told("voltana-tune: interrupted; started again, it goes on", 130))
+    asked = Asked.read(words)
+    require("voltana-tune", "tune")
+    result = search(asked)
+    written = write(result, asked)
     table, console = front_table(result, asked.task), plain_console()
     widest = Measurement.get(console, console.options.update(max_width=WIDE), table).maximum
     plain_console(width=max(console.width, widest)).print(table)
@@ -295,9 +287,9 @@ def main() -> None:
         console.print(line, soft_wrap=True)
 
 
-def _told(line: str, status: int) -> int:
-    print(line, file=sys.stderr)
-    return status
+def main() -> None:
+    """voltana-tune."""
+    study_command("voltana-tune", __doc__, run, "started again, it goes on")
 
 
 if __name__ == "__main__":
