@@ -132,10 +132,11 @@ $(CLIENTS)/.ready:  # guidellm brings torch with it
 	    'openai>=3.57' 'aiperf>=0.13' 'guidellm>=0.8.1' 'torch>=2.5'
 	@touch $@
 
-# hydra-optuna-sweeper wants an Optuna from before 3.0; what the ray launcher wants beside Ray is for clusters in a cloud.
+# hydra-optuna-sweeper wants an Optuna from before 3.0, unlike voltana-tune; what the ray launcher wants beside Ray is for clusters in a cloud.
 $(LAUNCHERS)/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(LAUNCHERS)
-	$(LAUNCHERS)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e . \
+	grep -viE '^(optuna|sqlalchemy)==' constraints.txt > $(LAUNCHERS)/constraints.txt
+	$(LAUNCHERS)/bin/python -m pip install --quiet --disable-pip-version-check -c $(LAUNCHERS)/constraints.txt -e . \
 	    'hydra-joblib-launcher>=1.2' 'hydra-submitit-launcher>=1.2' 'hydra-optuna-sweeper>=1.3' 'ray>=2.60'
 	$(LAUNCHERS)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps 'hydra-ray-launcher>=1.2.2'
 	@touch $@
