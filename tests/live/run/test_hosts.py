@@ -57,13 +57,14 @@ def owner(folder: Path, elsewhere: bool = False) -> Iterator[Path]:
     options = ("--gpus", "0,1", "--folder", str(folder), "--simulate", str(folder / "gpus.json"))
     command = (sys.executable, "-P", "-m", "voltana.live.clocks.command", *options)
     with (folder / "log").open("w") as log:
-        process = subprocess.Popen((*ELSEWHERE, *command) if elsewhere else command, stdout=log, stderr=log)
+        whole = (*ELSEWHERE, *command) if elsewhere else command
+        process = subprocess.Popen(whole, stdout=log, stderr=log, start_new_session=True)
     path = folder / "clocks.sock"
     try:
         until(path.exists)
         yield path
     finally:
-        process.terminate()
+        os.killpg(process.pid, signal.SIGTERM)  # `unshare` itself holds it back
         try:
             process.wait(PATIENCE_S)
         except subprocess.TimeoutExpired:
